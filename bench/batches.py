@@ -12,7 +12,7 @@ from typing import Any
 from bench.measure import make_part, seconds
 from bench.speed import few_layers
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cli.bench.measure import ROUNDS, random_ids
 from mlxkv.cli.bench.report import Goal, Part, Row, Unit

@@ -22,9 +22,9 @@ from mlx_lm.models.cache import QuantizedKVCache, RotatingKVCache
 
 from bench.continuations import MOST_ROWS, Layers, move_on, native, ring, scores, stretches, window_scores
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.geometry import Geometry
-from mlxkv.cache.plan import plan_cache
-from mlxkv.cache.probe import leaves
+from mlxkv.cache.planning.plan import plan_cache
+from mlxkv.cache.planning.probe import leaves
+from mlxkv.cache.rings.geometry import Geometry
 from mlxkv.models.load import LoadedModel
 
 SINKS = 4

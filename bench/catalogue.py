@@ -17,7 +17,7 @@ from pathlib import Path
 from bench.real_models import REAL_MODELS, RealModel
 from bench.shapes import without_weights
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.trained_length import trained_length
+from mlxkv.cache.planning.trained_length import trained_length
 from mlxkv.memory import CHUNKS, Budget
 from mlxkv.memory.prefill_peak import prefill_bytes
 from mlxkv.models import CatalogueEntry, catalogue

@@ -14,10 +14,10 @@ import mlx.nn as nn
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import plan_cache
-from mlxkv.cache.probe import leaves
-from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.sink_rotation import SinkRotation
+from mlxkv.cache.planning.plan import plan_cache
+from mlxkv.cache.planning.probe import leaves
+from mlxkv.cache.rings.ring import RingKVCache
+from mlxkv.cache.rings.sink_rotation import SinkRotation
 
 MOST_ROWS = 512  # tokens of one call, over all stretches: the logits of Gemma's are 1 MB each
 Layers = list[Any]  # mlx-lm's caches or ours, one per layer

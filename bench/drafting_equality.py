@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from bench.measure import STORIES, header, make_part, show
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cli.bench.report import Goal, Part, Row, Unit
 from mlxkv.errors import ConfigError

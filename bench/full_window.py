@@ -21,9 +21,9 @@ from bench.measure import make_part, seconds
 from bench.rows import SMOLLM2, Pair, Shape, feed_theirs
 from bench.speed import NAME, VOCAB, few_layers
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.geometry import Geometry
-from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.sink_rotation import SinkRotation
+from mlxkv.cache.rings.geometry import Geometry
+from mlxkv.cache.rings.ring import RingKVCache
+from mlxkv.cache.rings.sink_rotation import SinkRotation
 from mlxkv.cli.bench.measure import ROUNDS, Speeds, compare, peak_of, random_ids, their_bytes, timed
 from mlxkv.cli.bench.parts import rows_of, speed_row
 from mlxkv.cli.bench.report import Part, Row, Unit

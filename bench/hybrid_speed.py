@@ -24,7 +24,7 @@ from bench.hybrid_models import FAMILIES, VOCAB, Family, build
 from bench.measure import make_part
 from bench.speed import COLUMNS
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import CachePlan, plan_cache
+from mlxkv.cache.planning.plan import CachePlan, plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cli.bench.measure import ROUNDS, Speeds, compare, decode_speeds, fill, prefill_speeds, random_ids
 from mlxkv.cli.bench.parts import speed_row

@@ -16,7 +16,7 @@ from bench.measure import make_part
 from bench.rows import SMOLLM2, Pair
 from bench.speed import VOCAB, few_layers
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.layer_plan import LayerPlan
+from mlxkv.cache.planning.layer_plan import LayerPlan
 from mlxkv.cli.bench.measure import ROUNDS, compare, decode_ours, decode_theirs
 from mlxkv.cli.bench.parts import FASTEST
 from mlxkv.cli.bench.report import Part, Row, Unit

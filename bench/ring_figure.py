@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxkv.cache.geometry import Geometry
+from mlxkv.cache.rings.geometry import Geometry
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 GEOMETRY = Geometry(sinks=4, window=64, block=16, undo=2)

@@ -13,7 +13,7 @@ from mlx_lm.models.cache import KVCache
 from mlx_lm.models.llama import Model, ModelArgs
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 
 _CUT = 512  # tokens fed at once

@@ -17,9 +17,9 @@ from typing import Any
 
 from bench.real_models import REAL_MODELS, RealModel
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import CachePlan
+from mlxkv.cache.planning.plan import CachePlan
+from mlxkv.cache.planning.trained_length import trained_length
 from mlxkv.cache.recurrent.state import keeps_state
-from mlxkv.cache.trained_length import trained_length
 from mlxkv.memory import Budget
 from mlxkv.models import skeleton
 from mlxkv.store.kv.state_saves import MIN_TURN

@@ -17,7 +17,7 @@ from mlx_lm.utils import load_model
 from bench.measure import make_part, real_model
 from bench.rows import SMOLLM2, Pair
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cli.bench.measure import ROUNDS, Filled, decode_speeds, prefill_speeds, random_ids
 from mlxkv.cli.bench.parts import Options, Subject, measure, speed_row
 from mlxkv.cli.bench.report import Part, Row, Unit

@@ -16,7 +16,7 @@ from mlx_lm.utils import load_model
 
 from bench.measure import STORIES, make_part
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cli.bench.measure import random_ids
 from mlxkv.cli.bench.report import Goal, Part, Row, Unit

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from mlxkv import errors, events
     from mlxkv.cache.config import CacheConfig
-    from mlxkv.cache.plan import make_cache
+    from mlxkv.cache.planning.plan import make_cache
     from mlxkv.cache.prompt_cache import PromptCache
     from mlxkv.chat.chat import Chat
     from mlxkv.chat.completion import Completion
@@ -104,7 +104,7 @@ _HOME = {
     "TurnStats": "mlxkv.stats",
     "estimate": "mlxkv.memory.estimate",
     "load": "mlxkv.model",
-    "make_cache": "mlxkv.cache.plan",
+    "make_cache": "mlxkv.cache.planning.plan",
     "open_async": "mlxkv.engine.open_async.async_model",
 }
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from mlxkv.cache.trained_length import trained_length
+from mlxkv.cache.planning.trained_length import trained_length
 from mlxkv.errors import ConfigError, ModelFileError, escaped
 from mlxkv.models.architecture import has_model_type, is_known
 from mlxkv.models.catalogue import CatalogueEntry

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mlxkv.cache.trained_length import trained_length
+from mlxkv.cache.planning.trained_length import trained_length
 from mlxkv.device import Device, check_temporary_folder, current_device
 from mlxkv.errors import ModelError, ModelFileError, escaped, first_line
 from mlxkv.models.adapter import FILES, Adapter, load_adapter

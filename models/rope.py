@@ -254,7 +254,7 @@ def _missing(model: Any, config: Mapping[str, Any], ropes: Mapping[str, Rope]) -
     """The wanted ropes that a model lacks; "" if it lacks none, or has no ropes at all."""
     import mlx.nn as nn
 
-    from mlxkv.cache.sink_rotation import ropes_of
+    from mlxkv.cache.rings.sink_rotation import ropes_of
 
     layers = [[rope for rope in ropes_of(layer) if _dims(rope)] for layer in model.layers]
     if not any(layers):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import mlxkv
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.prompt import PromptFormat
 from mlxkv.config import Folders, Settings

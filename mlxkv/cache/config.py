@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from mlxkv.arguments import keywords, shown, whole
-from mlxkv.cache.geometry import Geometry
+from mlxkv.cache.rings.geometry import Geometry
 from mlxkv.config import Settings
 from mlxkv.errors import ConfigError
 

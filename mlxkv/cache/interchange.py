@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
-    from mlxkv.cache.rows import Parts
+    from mlxkv.cache.rings.rows import Parts
 
 Kind = Literal["KVCache", "RotatingKVCache", "QuantizedKVCache"]
 KINDS: tuple[str, ...] = get_args(Kind)

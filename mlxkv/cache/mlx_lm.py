@@ -20,13 +20,13 @@ from typing import Any
 import mlx.core as mx
 
 from mlxkv.cache.interchange import KINDS, OPAQUE, LayerState
-from mlxkv.cache.layer_plan import pass_through
-from mlxkv.cache.plan import CachePlan, LayerPlan
-from mlxkv.cache.probe import RowShape
+from mlxkv.cache.planning.layer_plan import pass_through
+from mlxkv.cache.planning.plan import CachePlan, LayerPlan
+from mlxkv.cache.planning.probe import RowShape
 from mlxkv.cache.prompt_cache import PromptCache, Reuse
 from mlxkv.cache.recurrent.state import capture
-from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.rows import Codec, Parts, Rows, concatenated
+from mlxkv.cache.rings.ring import RingKVCache
+from mlxkv.cache.rings.rows import Codec, Parts, Rows, concatenated
 from mlxkv.errors import CacheError, MismatchError
 from mlxkv.token_ids import common_prefix
 

@@ -20,12 +20,11 @@ import mlx.core as mx
 
 from mlxkv import arguments
 from mlxkv.arguments import public, text
-from mlxkv.cache import flushes
 from mlxkv.cache.groups.layer_groups import Group, make_groups
 from mlxkv.cache.groups.state_group import StateGroup
 from mlxkv.cache.interchange import PromptText
-from mlxkv.cache.plan import CachePlan
-from mlxkv.cache.probe import leaves
+from mlxkv.cache.planning.plan import CachePlan
+from mlxkv.cache.planning.probe import leaves
 from mlxkv.cache.recurrent.checkpoints import Checkpoints
 from mlxkv.cache.recurrent.state import (
     Snapshot,
@@ -40,7 +39,8 @@ from mlxkv.cache.recurrent.state import (
     unseen_positions,
 )
 from mlxkv.cache.recurrent.state_shapes import StateShapes
-from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.rings import flushes
+from mlxkv.cache.rings.ring import RingKVCache
 from mlxkv.errors import CacheError, MismatchError, PromptError, RewindError
 from mlxkv.stats import bytes_text, plural
 from mlxkv.system.inspection import copies, hides, twin

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from mlxkv.cache.plan import CachePlan
+from mlxkv.cache.planning.plan import CachePlan
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.recurrent.checkpoints import MIN_CHECKPOINTS
 from mlxkv.cache.recurrent.spacing import needed

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
-from mlxkv.cache.traits import traits_of
+from mlxkv.cache.planning.traits import traits_of
 from mlxkv.chat import clock
 from mlxkv.chat.chat import Chat
 from mlxkv.chat.own_bounds import fitting

@@ -96,9 +96,9 @@ def models_pull(repo: Annotated[str, typer.Argument(help="org/name[@revision]")]
 @models.command("info")
 def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder or org/name.")]) -> None:
     """Describe a model from its configuration and tokenizer; no weights are read."""
-    from mlxkv.cache.plan import plan_cache
+    from mlxkv.cache.planning.plan import plan_cache
+    from mlxkv.cache.planning.trained_length import trained_length
     from mlxkv.cache.recurrent.state_shapes import state_nbytes
-    from mlxkv.cache.trained_length import trained_length
     from mlxkv.models import parts_not_loaded, skeleton
     from mlxkv.stats import bytes_text
     from mlxkv.text.clean import clean

@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxkv.cache.traits import traits_of
+from mlxkv.cache.planning.traits import traits_of
 from mlxkv.distributed.link import Link, Op, shielded
 from mlxkv.distributed.shared_cache import SharedLayers
 from mlxkv.errors import CacheError

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import CachePlan
+from mlxkv.cache.planning.plan import CachePlan
 from mlxkv.cache.prompt_cache import PromptCache, PromptFiles
 from mlxkv.distributed.group import Wish
 from mlxkv.distributed.link import Link, Op

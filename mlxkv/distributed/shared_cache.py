@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mlxkv.cache.plan import CachePlan
+from mlxkv.cache.planning.plan import CachePlan
 from mlxkv.cache.prompt_cache import Mark, PromptCache, PromptFiles
 from mlxkv.distributed.link import Link, Op, shielded
 from mlxkv.errors import CacheError, MachineError, MlxkvError

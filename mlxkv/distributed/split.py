@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from mlx_lm.models.pipeline import PipelineMixin
 
-from mlxkv.cache.probe import leaves
-from mlxkv.cache.traits import native_cache, traits_of
+from mlxkv.cache.planning.probe import leaves
+from mlxkv.cache.planning.traits import native_cache, traits_of
 from mlxkv.distributed.group import Wish
 from mlxkv.errors import ModelUnsupportedError, first_line
 from mlxkv.stats import plural

@@ -20,8 +20,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlxkv.cache.mlx_lm import all_native, native_layers
-from mlxkv.cache.plan import CachePlan
-from mlxkv.cache.probe import leaves
+from mlxkv.cache.planning.plan import CachePlan
+from mlxkv.cache.planning.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.inference.batch_check import merge
 from mlxkv.inference.draws import Draws

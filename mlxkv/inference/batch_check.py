@@ -10,10 +10,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxkv.cache.plan import CachePlan
-from mlxkv.cache.probe import leaves
-from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.traits import native_cache, traits_of
+from mlxkv.cache.planning.plan import CachePlan
+from mlxkv.cache.planning.probe import leaves
+from mlxkv.cache.planning.traits import native_cache, traits_of
+from mlxkv.cache.rings.ring import RingKVCache
 from mlxkv.errors import first_line
 
 _PROMPTS = ((7,), (3, 5, 2), (2, 9, 4, 7, 6, 3, 8))  # of different lengths, so that rows are padded

@@ -16,8 +16,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxkv.cache.in_place import InPlace
 from mlxkv.cache.prompt_cache import Mark, PromptCache
+from mlxkv.cache.rings.in_place import InPlace
 from mlxkv.inference.drafting.drafts import Drafts
 from mlxkv.inference.draws import Draws
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxkv.cache.probe import leaves
+from mlxkv.cache.planning.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.rings.ring import RingKVCache
 
 
 def take_rows(cache: PromptCache, ids: Sequence[int], layers: Sequence[Any]) -> bool:

@@ -13,9 +13,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxkv.cache.in_place import InPlace
+from mlxkv.cache.planning.traits import has_equal_calls
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.traits import has_equal_calls
+from mlxkv.cache.rings.in_place import InPlace
 from mlxkv.inference.chunk_size import ChunkSize
 from mlxkv.inference.decoding import DecodeCounts, Decoder
 from mlxkv.inference.drafting.drafts import Drafting

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import CachePlan, plan_cache
+from mlxkv.cache.planning.plan import CachePlan, plan_cache
 from mlxkv.cache.recurrent.checkpoints import max_checkpoints
 from mlxkv.cache.recurrent.state_shapes import state_nbytes
 from mlxkv.errors import ConfigError, OutOfMemoryError

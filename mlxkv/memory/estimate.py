@@ -88,7 +88,7 @@ def estimate(
     """
     from mlx.utils import tree_flatten
 
-    from mlxkv.cache.trained_length import trained_length
+    from mlxkv.cache.planning.trained_length import trained_length
     from mlxkv.device import current_device
     from mlxkv.memory import CHUNKS, Budget
     from mlxkv.models import parts_not_loaded, skeleton

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlxkv.cache.config import MAX_WINDOW
-from mlxkv.cache.plan import CachePlan
+from mlxkv.cache.planning.plan import CachePlan
 from mlxkv.stats import Overflow
 
 _REPLY = 1024  # tokens reserved for the reply

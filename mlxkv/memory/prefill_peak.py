@@ -26,10 +26,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxkv.cache.plan import CachePlan, LayerPlan
+from mlxkv.cache.planning.plan import CachePlan, LayerPlan
+from mlxkv.cache.planning.trained_length import config_tables
 from mlxkv.cache.recurrent.state import keeps_state
 from mlxkv.cache.recurrent.state_shapes import state_nbytes
-from mlxkv.cache.trained_length import config_tables
 from mlxkv.device import current_device
 
 _LAYERS = 3.5  # of activations: one to two layers, each with as much again for norms, ropes and residuals

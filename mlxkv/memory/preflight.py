@@ -85,7 +85,7 @@ def _adapter_bytes(name: str | None) -> int:
 
 def _draft_bytes(name: str, limit: int) -> int:
     """Bytes of a draft model's weights and of its cache, at the window that a chat should have."""
-    from mlxkv.cache.trained_length import trained_length
+    from mlxkv.cache.planning.trained_length import trained_length
     from mlxkv.memory import Budget
     from mlxkv.models import skeleton
 
@@ -108,8 +108,8 @@ def _needs(name: str, config: CacheConfig, limit: int, added: int) -> tuple[int,
 
     `added`: bytes of what is loaded with it.
     """
-    from mlxkv.cache.plan import plan_cache
-    from mlxkv.cache.trained_length import trained_length
+    from mlxkv.cache.planning.plan import plan_cache
+    from mlxkv.cache.planning.trained_length import trained_length
     from mlxkv.memory import CHUNKS, Budget
     from mlxkv.models import skeleton
 

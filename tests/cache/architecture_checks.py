@@ -14,12 +14,12 @@ from typing import Any
 import mlx.core as mx
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.geometry import Geometry
-from mlxkv.cache.layer_plan import FULL
-from mlxkv.cache.plan import CachePlan, plan_cache
-from mlxkv.cache.probe import leaves
+from mlxkv.cache.planning.layer_plan import FULL
+from mlxkv.cache.planning.plan import CachePlan, plan_cache
+from mlxkv.cache.planning.probe import leaves
+from mlxkv.cache.planning.traits import native_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.traits import native_cache
+from mlxkv.cache.rings.geometry import Geometry
 from mlxkv.errors import ConfigError, RewindError, UnboundedError
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.prompts.kv_file import read_prompt_file, write_prompt_file

@@ -10,9 +10,9 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mlxkv.cache.layer_plan import LayerPlan
-from mlxkv.cache.plan import CachePlan
-from mlxkv.cache.traits import traits_of
+from mlxkv.cache.planning.layer_plan import LayerPlan
+from mlxkv.cache.planning.plan import CachePlan
+from mlxkv.cache.planning.traits import traits_of
 from tests.cache.architecture_checks import Parity, parity, planned, quantizes, resumes, rewinds, streams
 from tests.cache.architectures import ARCHITECTURES, NOT_BUILT
 

@@ -11,8 +11,8 @@ import mlx.core as mx
 import pytest
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import plan_cache
-from mlxkv.cache.probe import leaves
+from mlxkv.cache.planning.plan import plan_cache
+from mlxkv.cache.planning.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.recurrent.checkpoints import CHECKPOINT_INTERVAL, MIN_CHECKPOINTS, max_checkpoints
 from mlxkv.cache.recurrent.state import arrays_of, capture, restore_snapshot

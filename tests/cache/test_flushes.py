@@ -9,11 +9,11 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxkv.cache import flushes
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.rings import flushes
+from mlxkv.cache.rings.ring import RingKVCache
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
 from tests.reference import random_ids, tiny_llama

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxkv.cache.geometry import Geometry
+from mlxkv.cache.rings.geometry import Geometry
 
 geometries = st.builds(
     lambda sinks, block, blocks, undo: Geometry(sinks, block * blocks, block, undo),

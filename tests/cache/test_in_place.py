@@ -9,11 +9,11 @@ import mlx.nn as nn
 import pytest
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.geometry import Geometry
-from mlxkv.cache.in_place import InPlace
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.rings.geometry import Geometry
+from mlxkv.cache.rings.in_place import InPlace
+from mlxkv.cache.rings.ring import RingKVCache
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
 

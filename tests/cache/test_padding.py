@@ -8,12 +8,12 @@ import mlx.core as mx
 import pytest
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.groups.ring_group import RingGroup
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.rows import PAGE, Codec
+from mlxkv.cache.rings.geometry import Geometry
+from mlxkv.cache.rings.ring import RingKVCache
+from mlxkv.cache.rings.rows import PAGE, Codec
 from mlxkv.inference.runner import ModelRunner
 from tests.reference import random_ids, tiny_llama
 

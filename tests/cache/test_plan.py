@@ -10,8 +10,8 @@ from mlx_lm.models.cache import ConcatenateKVCache, KVCache, RotatingKVCache
 from mlx_lm.models.llama import Model, ModelArgs
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import make_cache, plan_cache
-from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.planning.plan import make_cache, plan_cache
+from mlxkv.cache.rings.ring import RingKVCache
 from mlxkv.errors import ConfigError, UnboundedError
 from tests.cache.architectures import ARCHITECTURES
 from tests.reference import largest, logits_of, random_ids, tiny_llama

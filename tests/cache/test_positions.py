@@ -9,7 +9,7 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.models.rope_utils import initialize_rope
 
-from mlxkv.cache.sink_rotation import SinkRotation, find_rope, rotation_for
+from mlxkv.cache.rings.sink_rotation import SinkRotation, find_rope, rotation_for
 from tests.reference import largest
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

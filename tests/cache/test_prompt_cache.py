@@ -10,9 +10,9 @@ import mlx.core as mx
 import pytest
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import make_cache, plan_cache
+from mlxkv.cache.planning.plan import make_cache, plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.rings.ring import RingKVCache
 from mlxkv.errors import CacheError, RewindError
 from mlxkv.inference.runner import ModelRunner
 from tests.reference import largest, logits_of, random_ids, tiny_llama

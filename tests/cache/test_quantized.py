@@ -10,10 +10,10 @@ import pytest
 from mlx_lm.models.cache import QuantizedKVCache
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import CachePlan, plan_cache
+from mlxkv.cache.planning.plan import CachePlan, plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.quantized import QuantizedRingKVCache
-from mlxkv.cache.rows import Codec
+from mlxkv.cache.rings.quantized import QuantizedRingKVCache
+from mlxkv.cache.rings.rows import Codec
 from mlxkv.device import Device
 from mlxkv.errors import ConfigError
 from mlxkv.inference.runner import ModelRunner

@@ -17,8 +17,8 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from bench.shapes import DOCS, make_row, without_weights, written_bytes
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import CachePlan, plan_cache
-from mlxkv.cache.probe import leaves
+from mlxkv.cache.planning.plan import CachePlan, plan_cache
+from mlxkv.cache.planning.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.recurrent.state import keeps_state
 from mlxkv.cache.recurrent.state_shapes import state_nbytes

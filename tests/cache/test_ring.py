@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
-from mlxkv.cache.geometry import Geometry
-from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.sink_rotation import SinkRotation
+from mlxkv.cache.rings.geometry import Geometry
+from mlxkv.cache.rings.ring import RingKVCache
+from mlxkv.cache.rings.sink_rotation import SinkRotation
 from mlxkv.errors import RewindError
 from tests.reference import FullRecomputation, largest, logits_of, random_ids, tiny_llama
 

@@ -12,7 +12,7 @@ import mlx_lm.models
 import pytest
 from mlx_lm.models import deepseek_v2, hunyuan, hunyuan_v1_dense, internlm3, rope_utils
 
-from mlxkv.cache.sink_rotation import SinkRotation, rotation_for
+from mlxkv.cache.rings.sink_rotation import SinkRotation, rotation_for
 from tests.reference import largest
 
 MODELS = Path(next(iter(mlx_lm.models.__path__)))

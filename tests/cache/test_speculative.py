@@ -15,7 +15,7 @@ from mlx.utils import tree_map
 from mlx_lm.generate import generate_step, speculative_generate_step
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import make_cache
+from mlxkv.cache.planning.plan import make_cache
 from tests.cache.architectures import ARCHITECTURES
 from tests.reference import random_ids
 

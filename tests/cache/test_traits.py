@@ -11,13 +11,13 @@ import pytest
 from mlx_lm.models.smollm3 import NoPE
 
 import mlxkv
-from mlxkv.cache import traits
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.equal_layers import layer_kinds
-from mlxkv.cache.plan import make_cache, plan_cache
-from mlxkv.cache.probe import sink_rotations
+from mlxkv.cache.planning import traits
+from mlxkv.cache.planning.equal_layers import layer_kinds
+from mlxkv.cache.planning.plan import make_cache, plan_cache
+from mlxkv.cache.planning.probe import sink_rotations
+from mlxkv.cache.planning.traits import native_cache, traits_of
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.traits import native_cache, traits_of
 from tests import hybrids
 from tests.cache.architectures import ARCHITECTURES
 from tests.reference import largest, tiny_llama

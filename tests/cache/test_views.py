@@ -9,7 +9,7 @@ import pytest
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.groups.ring_group import RingGroup
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.inference.runner import ModelRunner
 from tests.reference import random_ids, tiny_llama

@@ -12,8 +12,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import mixtral, qwen2
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import plan_cache
-from mlxkv.cache.traits import traits_of
+from mlxkv.cache.planning.plan import plan_cache
+from mlxkv.cache.planning.traits import traits_of
 from mlxkv.cli.bench import measure as benchmark
 from mlxkv.cli.bench import parts as parts_module
 from mlxkv.cli.bench.measure import (

@@ -14,9 +14,9 @@ import mlx.core as mx
 import pytest
 
 import mlxkv
-from mlxkv.cache import flushes
-from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.rows import Rows
+from mlxkv.cache.rings import flushes
+from mlxkv.cache.rings.ring import RingKVCache
+from mlxkv.cache.rings.rows import Rows
 from mlxkv.cli.app import main
 from mlxkv.cli.device_check import command, exact, memory, speed
 from mlxkv.cli.device_check import subject as subject_module

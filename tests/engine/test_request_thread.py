@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import mlxkv
-from mlxkv.cache import in_place
-from mlxkv.cache.in_place import InPlace
+from mlxkv.cache.rings import in_place
+from mlxkv.cache.rings.in_place import InPlace
 from mlxkv.engine.request_thread import RequestThread
 from mlxkv.engine.requests import RequestSpec
 from mlxkv.errors import ClosedError, MlxkvError, ModelNotFoundError, PromptError, QueueFullError

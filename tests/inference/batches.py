@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.events import ReplyFinished, RequestFailed, TurnEvent
 from mlxkv.inference.generation import Generation

@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.events import FinishReason
 from mlxkv.inference import batch as batch_module
 from mlxkv.inference.batch import Batch, RowCache, beginning, can_begin, rows_of

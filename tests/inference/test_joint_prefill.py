@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from mlxkv import scheduler as scheduler_module
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.events import FinishReason
 from mlxkv.inference.batch import RowCache
 from mlxkv.inference.chunk_size import ChunkSize

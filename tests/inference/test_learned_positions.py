@@ -12,9 +12,9 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlxkv
-from mlxkv.cache.probe import learned_positions
-from mlxkv.cache.trained_length import trained_length
-from mlxkv.cache.traits import traits_of
+from mlxkv.cache.planning.probe import learned_positions
+from mlxkv.cache.planning.trained_length import trained_length
+from mlxkv.cache.planning.traits import traits_of
 from mlxkv.config import Folders
 from mlxkv.errors import CacheError, ConfigError, PromptError
 from mlxkv.events import Notice, TurnFinished

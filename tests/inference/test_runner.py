@@ -15,7 +15,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_sampler
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import make_cache, plan_cache
+from mlxkv.cache.planning.plan import make_cache, plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams

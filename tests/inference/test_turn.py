@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.engine.handlers.unattended import unattended_positions
 from mlxkv.errors import PromptError

@@ -11,9 +11,9 @@ import pytest
 
 import mlxkv
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.rings.ring import RingKVCache
 from mlxkv.errors import OutOfMemoryError
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams

@@ -17,7 +17,7 @@ import pytest
 
 import mlxkv
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.recurrent.checkpoints import MIN_CHECKPOINTS
 from mlxkv.cache.recurrent.state_shapes import state_nbytes

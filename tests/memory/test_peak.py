@@ -12,10 +12,10 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlxkv
-from mlxkv.cache.plan import CachePlan, plan_cache
-from mlxkv.cache.probe import leaves
+from mlxkv.cache.planning.plan import CachePlan, plan_cache
+from mlxkv.cache.planning.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.rings.ring import RingKVCache
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.memory import Budget

@@ -15,7 +15,7 @@ from mlx_lm.sample_utils import make_sampler
 
 import mlxkv
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.traits import traits_of
+from mlxkv.cache.planning.traits import traits_of
 from mlxkv.errors import MismatchError, ModelError
 from mlxkv.memory.preflight import check_fit
 from mlxkv.models import Hub, load_model

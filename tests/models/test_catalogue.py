@@ -12,7 +12,7 @@ import pytest
 from bench.catalogue import DOCS, WINDOW, choice, everything, memory_8k, shape_of, with_memory
 from bench.shapes import without_weights
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.trained_length import trained_length
+from mlxkv.cache.planning.trained_length import trained_length
 from mlxkv.memory import CHUNKS, Budget
 from mlxkv.models import CatalogueEntry, catalogue, resolve, suggestions
 from mlxkv.models.architecture import _INSTEAD, is_known

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxkv.cache.sink_rotation import ropes_of
+from mlxkv.cache.rings.sink_rotation import ropes_of
 from mlxkv.errors import ModelFileError, ModelUnsupportedError
 from mlxkv.models import load_model, skeleton
 from mlxkv.models.rope import normalize_ropes

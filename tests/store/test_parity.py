@@ -17,7 +17,7 @@ import mlx.core as mx
 import pytest
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.store.kv import chunk_reader

@@ -11,7 +11,7 @@ import pytest
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.interchange import Buffer, Places
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.config import Folders
 from mlxkv.inference.runner import ModelRunner

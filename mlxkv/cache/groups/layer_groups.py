@@ -11,11 +11,11 @@ from typing import Any
 from mlxkv.cache.groups.native_group import NativeGroup
 from mlxkv.cache.groups.ring_group import RingGroup
 from mlxkv.cache.groups.state_group import StateGroup
-from mlxkv.cache.plan import CachePlan, LayerPlan
+from mlxkv.cache.planning.plan import CachePlan, LayerPlan
 from mlxkv.cache.recurrent.checkpoints import Checkpoints
 from mlxkv.cache.recurrent.state import is_recurrent
 from mlxkv.cache.recurrent.state_shapes import StateShapes
-from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.rings.ring import RingKVCache
 
 Group = RingGroup | NativeGroup | StateGroup
 

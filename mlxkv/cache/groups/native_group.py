@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from mlxkv.cache.groups.ring_group import Range
 from mlxkv.cache.recurrent.state_shapes import StateShapes
-from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE
+from mlxkv.cache.rings.uninitialized import SAFETENSORS_DTYPE
 from mlxkv.errors import CacheError
 
 

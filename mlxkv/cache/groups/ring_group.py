@@ -12,12 +12,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.interchange import Buffer, Places
-from mlxkv.cache.plan import LayerPlan
-from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.rows import Plane, Rows, Spec
-from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE, uninitialized_arrays
+from mlxkv.cache.planning.plan import LayerPlan
+from mlxkv.cache.rings.geometry import Geometry
+from mlxkv.cache.rings.ring import RingKVCache
+from mlxkv.cache.rings.rows import Plane, Rows, Spec
+from mlxkv.cache.rings.uninitialized import SAFETENSORS_DTYPE, uninitialized_arrays
 from mlxkv.errors import CacheError
 from mlxkv.safetensors.writer import flat_bytes
 

@@ -17,7 +17,7 @@ from mlxkv.cache.groups.ring_group import Range
 from mlxkv.cache.recurrent.checkpoints import Checkpoints
 from mlxkv.cache.recurrent.state import Snapshot, arrays_of, capture, restore_snapshot, scalars_of, with_arrays
 from mlxkv.cache.recurrent.state_shapes import StateShape, StateShapes
-from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE
+from mlxkv.cache.rings.uninitialized import SAFETENSORS_DTYPE
 from mlxkv.errors import CacheError
 
 _CONSTANT_AFTER = 1 << 30  # tokens: long after shapes have settled

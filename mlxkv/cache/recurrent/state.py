@@ -13,8 +13,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxkv.cache.plan import LayerPlan
-from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.planning.plan import LayerPlan
+from mlxkv.cache.rings.ring import RingKVCache
 
 Snapshot = Mapping[str, Any]
 """One cache's attributes, arrays included."""

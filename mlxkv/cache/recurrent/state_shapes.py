@@ -14,10 +14,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxkv.cache.plan import CachePlan
-from mlxkv.cache.probe import leaves
+from mlxkv.cache.planning.plan import CachePlan
+from mlxkv.cache.planning.probe import leaves
+from mlxkv.cache.planning.traits import native_cache, traits_of
 from mlxkv.cache.recurrent.state import Snapshot, arrays_of, keeps_state, scalars_of, with_arrays
-from mlxkv.cache.traits import native_cache, traits_of
 
 _CONSTANT_AFTER = 16  # tokens after which the shapes of caches that can be saved no longer change
 _IS_CONSTANT = "constant"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from mlxkv.cache.plan import CachePlan
+    from mlxkv.cache.planning.plan import CachePlan
     from mlxkv.cache.prompt_cache import PromptCache
     from mlxkv.inference.runner import ModelRunner
     from mlxkv.inference.sampling import SamplingParams

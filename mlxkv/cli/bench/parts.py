@@ -27,7 +27,7 @@ from mlxkv.cli.bench.report import Environment, Goal, Part, Row, Unit, command_l
 from mlxkv.stats import bytes_text, plural
 
 if TYPE_CHECKING:
-    from mlxkv.cache.plan import CachePlan
+    from mlxkv.cache.planning.plan import CachePlan
     from mlxkv.inference.runner import ModelRunner
     from mlxkv.memory import Budget
 

@@ -80,8 +80,8 @@ def _rows(cache: PromptCache) -> list[mx.array]:
     """Copies of all attended rows, as stored."""
     import mlx.core as mx
 
-    from mlxkv.cache.probe import leaves
-    from mlxkv.cache.ring import RingKVCache
+    from mlxkv.cache.planning.probe import leaves
+    from mlxkv.cache.rings.ring import RingKVCache
 
     rings = [c for c in leaves(cache.layers) if isinstance(c, RingKVCache)]
     buffers = [(rows, ring.size()) for ring in rings for rows in (ring.key_rows, ring.value_rows) if rows is not None]

@@ -101,8 +101,8 @@ def _no_wired_memory() -> Iterator[None]:
 
 def _largest_buffer(cache: PromptCache) -> int:
     """Bytes of the largest array of rows."""
-    from mlxkv.cache.probe import leaves
-    from mlxkv.cache.ring import RingKVCache
+    from mlxkv.cache.planning.probe import leaves
+    from mlxkv.cache.rings.ring import RingKVCache
 
     rings = [c for c in leaves(cache.layers) if isinstance(c, RingKVCache)]
     return max((a.nbytes for ring in rings for rows in (ring.key_rows, ring.value_rows) if rows for a in rows.arrays),

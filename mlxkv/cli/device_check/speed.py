@@ -25,7 +25,7 @@ from mlxkv.cli.device_check.subject import ROUNDS
 from mlxkv.stats import rate_text
 
 if TYPE_CHECKING:
-    from mlxkv.cache.rows import Codec
+    from mlxkv.cache.rings.rows import Codec
     from mlxkv.cli.bench.measure import Speeds
     from mlxkv.cli.device_check.subject import Subject
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mlxkv.errors import UnboundedError
 
 if TYPE_CHECKING:
-    from mlxkv.cache.plan import CachePlan
+    from mlxkv.cache.planning.plan import CachePlan
     from mlxkv.cache.prompt_cache import PromptCache
     from mlxkv.device import Device
     from mlxkv.inference.runner import ModelRunner

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from mlxkv.cache.probe import leaves
+from mlxkv.cache.planning.probe import leaves
 from mlxkv.cache.recurrent.state import is_recurrent, tokens_fed, unseen_positions
 from mlxkv.chat.history import spans
 from mlxkv.errors import MlxkvError

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def dtype_name(array: mx.array) -> str:
     """The safetensors name of an array's dtype."""
-    from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE
+    from mlxkv.cache.rings.uninitialized import SAFETENSORS_DTYPE
 
     return SAFETENSORS_DTYPE[array.dtype]
 
@@ -46,7 +46,7 @@ def to_tensors(
 
 def empty_arrays(shapes: Shapes) -> dict[str, mx.array]:
     """Arrays to read a chunk into: evaluated, with arbitrary contents."""
-    from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE, uninitialized_arrays
+    from mlxkv.cache.rings.uninitialized import SAFETENSORS_DTYPE, uninitialized_arrays
 
     dtypes = {name: dtype for dtype, name in SAFETENSORS_DTYPE.items()}
     return dict(

@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.plan import CachePlan
+from mlxkv.cache.planning.plan import CachePlan
+from mlxkv.cache.planning.traits import has_equal_calls
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.traits import has_equal_calls
 from mlxkv.inference.decoding import DecodeCounts
 from mlxkv.inference.drafting.drafts import Drafting
 from mlxkv.inference.runner import ModelRunner
@@ -91,7 +91,7 @@ def test_closing_at_any_token_leaves_the_log_equal_to_the_cache(name: str) -> No
     CacheConfig(window=32, block=8, sinks=4, positions="absolute"),
 ])  # fmt: skip
 def test_a_ring_past_its_window(config: CacheConfig) -> None:
-    from mlxkv.cache.plan import plan_cache
+    from mlxkv.cache.planning.plan import plan_cache
 
     model, prompt = tiny_llama(), random_ids(50)
     plan = plan_cache(model, config)

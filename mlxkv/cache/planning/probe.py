@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxkv.cache.sink_rotation import TOLERANCE, UNUSABLE, SinkRotation, composition_error, ropes_of, rotations_of
+from mlxkv.cache.rings.sink_rotation import TOLERANCE, UNUSABLE, SinkRotation, composition_error, ropes_of, rotations_of
 
 _ROWS = ("KVCache", "ConcatenateKVCache", "RotatingKVCache", "ChunkedKVCache")
 _TOKEN = 7  # any that has an embedding; 0 is often padding

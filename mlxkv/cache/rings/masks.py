@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 
 import mlx.core as mx
 
-from mlxkv.cache.geometry import Geometry
+from mlxkv.cache.rings.geometry import Geometry
 
 if TYPE_CHECKING:
-    from mlxkv.cache.ring import RingKVCache
+    from mlxkv.cache.rings.ring import RingKVCache
 
 
 def mask_of(ring: RingKVCache, N: int, window_size: int | None, as_array: bool) -> mx.array | Literal["causal"] | None:

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mlxkv.cache.rows import Move, move
+from mlxkv.cache.rings.rows import Move, move
 from mlxkv.errors import RewindError
 
 if TYPE_CHECKING:
-    from mlxkv.cache.ring import RingKVCache
+    from mlxkv.cache.rings.ring import RingKVCache
 
 
 def is_due(ring: RingKVCache, num_tokens: int) -> bool:

@@ -16,12 +16,12 @@ from typing import Any, NoReturn, Self
 
 import mlx.core as mx
 
-from mlxkv.cache import flushes
-from mlxkv.cache.geometry import Geometry, Segment
-from mlxkv.cache.masks import gather, gather_mask, mask_of, row_positions
-from mlxkv.cache.mlx_lm_calls import UNSAVED, refuse_batch, refuse_quantizing, refuse_saving
-from mlxkv.cache.rows import PLAIN, Codec, Parts, Rows, concatenated
-from mlxkv.cache.sink_rotation import SinkRotation
+from mlxkv.cache.rings import flushes
+from mlxkv.cache.rings.geometry import Geometry, Segment
+from mlxkv.cache.rings.masks import gather, gather_mask, mask_of, row_positions
+from mlxkv.cache.rings.mlx_lm_calls import UNSAVED, refuse_batch, refuse_quantizing, refuse_saving
+from mlxkv.cache.rings.rows import PLAIN, Codec, Parts, Rows, concatenated
+from mlxkv.cache.rings.sink_rotation import SinkRotation
 from mlxkv.errors import CacheError, RewindError
 
 NEVER = 1 << 62  # an offset that no cache reaches

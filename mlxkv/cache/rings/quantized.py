@@ -12,10 +12,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxkv.cache.geometry import Geometry
-from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.rows import Codec
-from mlxkv.cache.sink_rotation import SinkRotation
+from mlxkv.cache.rings.geometry import Geometry
+from mlxkv.cache.rings.ring import RingKVCache
+from mlxkv.cache.rings.rows import Codec
+from mlxkv.cache.rings.sink_rotation import SinkRotation
 
 
 class QuantizedRingKVCache(RingKVCache):

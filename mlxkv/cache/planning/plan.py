@@ -16,12 +16,12 @@ import mlx.nn as nn
 
 from mlxkv.arguments import instance, optional, public, wrong_type
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.geometry import Geometry
-from mlxkv.cache.layer_plan import FULL, LayerPlan, pass_through, plan_leaf, quantized, unbounded_in
-from mlxkv.cache.probe import Sinks, leaves
-from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.trained_length import trained_length
-from mlxkv.cache.traits import native_cache, traits_of
+from mlxkv.cache.planning.layer_plan import FULL, LayerPlan, pass_through, plan_leaf, quantized, unbounded_in
+from mlxkv.cache.planning.probe import Sinks, leaves
+from mlxkv.cache.planning.trained_length import trained_length
+from mlxkv.cache.planning.traits import native_cache, traits_of
+from mlxkv.cache.rings.geometry import Geometry
+from mlxkv.cache.rings.ring import RingKVCache
 from mlxkv.device import Device, current_device
 from mlxkv.errors import ConfigError, UnboundedError
 

@@ -14,9 +14,9 @@ from typing import Any
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlxkv.cache.equal_layers import layer_kinds
-from mlxkv.cache.probe import Recorder, RowShape, Sinks, learned_positions, leaves, observe, sink_rotations
-from mlxkv.cache.sink_rotation import rotation_for
+from mlxkv.cache.planning.equal_layers import layer_kinds
+from mlxkv.cache.planning.probe import Recorder, RowShape, Sinks, learned_positions, leaves, observe, sink_rotations
+from mlxkv.cache.rings.sink_rotation import rotation_for
 
 _ATTRIBUTE = "_mlxkv_traits"
 

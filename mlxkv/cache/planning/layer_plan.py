@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.geometry import Geometry
-from mlxkv.cache.probe import RowShape, Sinks
-from mlxkv.cache.quantized import QuantizedRingKVCache
-from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.rows import PLAIN, Codec, Plane
-from mlxkv.cache.sink_rotation import SinkRotation
-from mlxkv.cache.traits import LeafTraits
+from mlxkv.cache.planning.probe import RowShape, Sinks
+from mlxkv.cache.planning.traits import LeafTraits
+from mlxkv.cache.rings.geometry import Geometry
+from mlxkv.cache.rings.quantized import QuantizedRingKVCache
+from mlxkv.cache.rings.ring import RingKVCache
+from mlxkv.cache.rings.rows import PLAIN, Codec, Plane
+from mlxkv.cache.rings.sink_rotation import SinkRotation
 from mlxkv.device import Device
 from mlxkv.errors import ConfigError
 
