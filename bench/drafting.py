@@ -15,7 +15,7 @@ from pathlib import Path
 import mlxkv
 from bench.measure import ROOT, fresh_home, make_part, real_model
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.chat.prompt import PromptState, message
+from mlxkv.chat.prompts.prompt import PromptState, message
 from mlxkv.cli.bench.report import Goal, Part, Row, Unit
 from mlxkv.config import Folders
 from mlxkv.inference.decoding import DecodeCounts

@@ -19,7 +19,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 import mlxkv
-from mlxkv.chat.prompt import Message, PromptFormat, PromptState, message
+from mlxkv.chat.prompts.prompt import Message, PromptFormat, PromptState, message
 from mlxkv.errors import ModelError
 from mlxkv.events import TurnFinished
 from mlxkv.inference.draws import Draws

@@ -20,10 +20,10 @@ from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.batches import BatchPrompts, Prompt, answers_of, events_of, num_tokens_of
 from mlxkv.chat.chat import Chat
 from mlxkv.chat.completion import Completion
-from mlxkv.chat.messages import checked
-from mlxkv.chat.prefills import new_cache, prefill_steps
-from mlxkv.chat.raw_prompt import RawPrompt, checked_prompt
-from mlxkv.chat.resumption import resumed
+from mlxkv.chat.prompts.messages import checked
+from mlxkv.chat.prompts.prefills import new_cache, prefill_steps
+from mlxkv.chat.prompts.raw_prompt import RawPrompt, checked_prompt
+from mlxkv.chat.resuming.resumption import resumed
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.chat.tools import Tool, checked_tools
 from mlxkv.config import Folders

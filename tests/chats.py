@@ -9,7 +9,7 @@ import mlx.core as mx
 
 import mlxkv
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.chat.prompt import PromptFormat
+from mlxkv.chat.prompts.prompt import PromptFormat
 from mlxkv.events import TurnFinished
 from mlxkv.inference.draws import Draws
 from mlxkv.inference.runner import ModelRunner

@@ -16,7 +16,7 @@ import pytest
 import mlxkv
 from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.chat.prompt import PromptFormat
+from mlxkv.chat.prompts.prompt import PromptFormat
 from mlxkv.config import Folders, Settings
 from mlxkv.engine import Dispatcher
 from mlxkv.inference.runner import ModelRunner

@@ -13,11 +13,11 @@ from typing import Any
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.chat import clock
-from mlxkv.chat.messages import checked, name_refused, template_messages, without_tools
-from mlxkv.chat.prefix import ChatPrefix
-from mlxkv.chat.prompt import PromptState
-from mlxkv.chat.raw_prompt import RawPrompt, checked_prompt
+from mlxkv.chat.prompts import clock
+from mlxkv.chat.prompts.messages import checked, name_refused, template_messages, without_tools
+from mlxkv.chat.prompts.prefix import ChatPrefix
+from mlxkv.chat.prompts.prompt import PromptState
+from mlxkv.chat.prompts.raw_prompt import RawPrompt, checked_prompt
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.errors import MlxkvError, ModelError, PromptError
 from mlxkv.events import ReplyFinished, RequestFailed, TurnEvent

@@ -19,12 +19,12 @@ from mlxkv.cache import row_copies
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.mlx_lm import ImportedCache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.chat import clock
 from mlxkv.chat.completion import Completion
 from mlxkv.chat.conversation import Conversation, title_of
 from mlxkv.chat.history import History, spans
-from mlxkv.chat.messages import added
-from mlxkv.chat.prefix import ChatPrefix
+from mlxkv.chat.prompts import clock
+from mlxkv.chat.prompts.messages import added
+from mlxkv.chat.prompts.prefix import ChatPrefix
 from mlxkv.chat.reply import ReplyOptions, prefill_chat
 from mlxkv.chat.reply_gate import ReplyGate
 from mlxkv.chat.runtime import ModelRuntime

@@ -14,11 +14,11 @@ from mlxkv.cache.planning.plan import CachePlan
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.recurrent.checkpoints import MIN_CHECKPOINTS
 from mlxkv.cache.recurrent.spacing import needed
-from mlxkv.chat import clock
 from mlxkv.chat.conversation import Conversation, Snapshot, replayed, title_of
-from mlxkv.chat.messages import pending_calls, template_messages, without_tools
-from mlxkv.chat.prefix import ChatPrefix
-from mlxkv.chat.prompt import Message, PromptFormat, PromptState
+from mlxkv.chat.prompts import clock
+from mlxkv.chat.prompts.messages import pending_calls, template_messages, without_tools
+from mlxkv.chat.prompts.prefix import ChatPrefix
+from mlxkv.chat.prompts.prompt import Message, PromptFormat, PromptState
 from mlxkv.errors import ConfigError, MessageTooLongError, ModelError, PromptError
 from mlxkv.events import FinishReason, Notice
 from mlxkv.inference.generation import check_size

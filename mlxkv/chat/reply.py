@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.history import History, HistorySnapshot
-from mlxkv.chat.prompt import PromptState
+from mlxkv.chat.prompts.prompt import PromptState
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.events import FinishReason, KVNotSaved, NoAnswer, Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
 from mlxkv.inference.generation import Generation

@@ -20,7 +20,7 @@ from mlxkv.arguments import shown
 from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.mlx_lm import ImportedCache, to_mlx_lm, to_model_dtype, window_for
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.chat.prompt import PromptFormat
+from mlxkv.chat.prompts.prompt import PromptFormat
 from mlxkv.chat.tools import Tool, checked_tools
 from mlxkv.config import Folders, Settings, load_settings
 from mlxkv.device import Wired, current_device

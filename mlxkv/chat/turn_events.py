@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.history import History, HistorySnapshot
-from mlxkv.chat.prompt import PromptState
+from mlxkv.chat.prompts.prompt import PromptState
 from mlxkv.chat.reply import ReplyOptions, ReplyRun, make_generation
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.errors import CacheError, ConfigError, StoreError

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mlxkv.chat.own_bounds import fitting
+from mlxkv.chat.resuming.own_bounds import fitting
 from mlxkv.errors import OutputClosedError
 from mlxkv.events import (
     MEANWHILE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mlxkv.chat.carried import CarriedChat
+from mlxkv.chat.resuming.carried import CarriedChat
 from mlxkv.engine.context import EngineContext
 from mlxkv.engine.handlers import chats
 from mlxkv.engine.handlers.status import session_status

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.chat import clock
-from mlxkv.chat.prompt import PromptFormat, PromptState
+from mlxkv.chat.prompts import clock
+from mlxkv.chat.prompts.prompt import PromptFormat, PromptState
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.errors import MlxkvError, StoreError
 from mlxkv.events import ToolCall

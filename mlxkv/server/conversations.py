@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from mlxkv.chat.prompt import PromptFormat, PromptState
+from mlxkv.chat.prompts.prompt import PromptFormat, PromptState
 from mlxkv.inference.reply_parser import ReplyText, raw_text
 from mlxkv.server.jobs import ChatMessage, Job
 from mlxkv.server.rendering import prompts_for, render

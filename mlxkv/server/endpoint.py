@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mlxkv.chat import clock
-from mlxkv.chat.prompt import check_ids
+from mlxkv.chat.prompts import clock
+from mlxkv.chat.prompts.prompt import check_ids
 from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import FinishReason, PrefillProgress, ReplyFinished, TextDelta, TokenLogprobs, TurnEvent
 from mlxkv.inference.generation import check_size

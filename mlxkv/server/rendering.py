@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mlxkv.chat.messages import template_messages, without_tools
-from mlxkv.chat.prompt import Message, PromptFormat, PromptState
+from mlxkv.chat.prompts.messages import template_messages, without_tools
+from mlxkv.chat.prompts.prompt import Message, PromptFormat, PromptState
 from mlxkv.chat.tools import Tool
 from mlxkv.errors import ConfigError, ModelError
 from mlxkv.events import ToolCall

@@ -10,7 +10,7 @@ import pytest
 
 import mlxkv
 from mlxkv.chat.chat import Chat
-from mlxkv.chat.prompt import PromptState
+from mlxkv.chat.prompts.prompt import PromptState
 from mlxkv.errors import MessageTooLongError
 from mlxkv.events import Notice, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
 from mlxkv.inference.runner import ModelRunner

@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 import mlxkv
-from mlxkv.chat import clock
 from mlxkv.chat.compaction import branch, plan
+from mlxkv.chat.prompts import clock
 from mlxkv.cli.app import app
 from mlxkv.config import Folders
 from mlxkv.model import Model

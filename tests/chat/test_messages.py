@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import mlxkv
-from mlxkv.chat.messages import checked, template_messages
-from mlxkv.chat.prompt import PromptFormat, PromptState
+from mlxkv.chat.prompts.messages import checked, template_messages
+from mlxkv.chat.prompts.prompt import PromptFormat, PromptState
 from mlxkv.errors import ConfigError, ModelError, PromptError
 from mlxkv.events import PrefillProgress, TextDelta, ToolCall, TurnFinished
 from mlxkv.model import Model

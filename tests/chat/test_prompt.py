@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import mlxkv
-from mlxkv.chat.prompt import PromptFormat, PromptState
+from mlxkv.chat.prompts.prompt import PromptFormat, PromptState
 from mlxkv.errors import ModelError
 from mlxkv.events import Notice
 from tests.chats import new

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from mlxkv.chat.prompt import PromptFormat, PromptState, message
+from mlxkv.chat.prompts.prompt import PromptFormat, PromptState, message
 from mlxkv.errors import ModelError
 from mlxkv.token_ids import common_prefix
 from mlxkv.tokenizer.control_tokens import Rendered

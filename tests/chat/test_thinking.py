@@ -10,7 +10,7 @@ import pytest
 
 import mlxkv
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.chat.prompt import PromptFormat, PromptState, message
+from mlxkv.chat.prompts.prompt import PromptFormat, PromptState, message
 from mlxkv.cli.print_mode import PrintRequest, answer
 from mlxkv.events import NoAnswer, Notice, TextDelta, TurnEvent, TurnFinished
 from mlxkv.model import Model

@@ -17,7 +17,7 @@ import pytest
 
 import mlxkv
 from mlxkv.chat.chat import Chat
-from mlxkv.chat.prompt import PromptFormat, PromptState, message
+from mlxkv.chat.prompts.prompt import PromptFormat, PromptState, message
 from mlxkv.chat.tools import Tool, checked_tools, parse_calls
 from mlxkv.errors import ConfigError
 from mlxkv.events import TextDelta, ToolCall, TurnFinished

@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_map_with_path
 
 import mlxkv
-from mlxkv.chat.prompt import PromptFormat
+from mlxkv.chat.prompts.prompt import PromptFormat
 from mlxkv.events import Notice, TextDelta
 from mlxkv.inference.drafting.drafts import Drafting
 from mlxkv.model import Model

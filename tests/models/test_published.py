@@ -14,7 +14,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlxkv
-from mlxkv.chat.prompt import PromptFormat, message
+from mlxkv.chat.prompts.prompt import PromptFormat, message
 from mlxkv.cli.app import main
 from mlxkv.device import Device, current_device
 from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError

@@ -13,7 +13,7 @@ import pytest
 from tokenizers import normalizers
 
 import mlxkv
-from mlxkv.chat.prompt import Message, PromptFormat, PromptState, message
+from mlxkv.chat.prompts.prompt import Message, PromptFormat, PromptState, message
 from mlxkv.events import Notice
 from mlxkv.model import Model
 from mlxkv.store.records import TurnRecord
@@ -185,7 +185,7 @@ def test_what_another_model_said_is_text(tmp_path: Path) -> None:
     tokenizer = real_tokenizer("bytes", CHATML)
     prompts = PromptFormat(tokenizer)
     from mlxkv.chat.history import History
-    from mlxkv.chat.prefix import ChatPrefix
+    from mlxkv.chat.prompts.prefix import ChatPrefix
 
     turns = (TurnRecord("user", "who?"), TurnRecord("assistant", SPELLED, (5, 6), params={"model": "another"}))
     made, fed = History(SimpleNamespace(model="this"), ChatPrefix(), prompts).retokenize(turns)  # type: ignore[arg-type]
@@ -196,7 +196,7 @@ def test_what_another_model_said_is_text(tmp_path: Path) -> None:
 def test_what_another_model_said_is_tokenized_behind_the_prompt() -> None:
     """A tokenizer puts a space in front of a text by itself, which is none of the reply's."""
     from mlxkv.chat.history import History
-    from mlxkv.chat.prefix import ChatPrefix
+    from mlxkv.chat.prompts.prefix import ChatPrefix
 
     prompts = PromptFormat(real_tokenizer("blank first", CHATML))
     turns = (TurnRecord("user", "who?"), TurnRecord("assistant", "the fox", (5, 6), params={"model": "another"}))

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mlxkv.chat.prompt import PromptFormat, PromptState
+from mlxkv.chat.prompts.prompt import PromptFormat, PromptState
 from mlxkv.cli.app import main as cli
 from mlxkv.errors import ModelError
 from mlxkv.models import find_tokenizer

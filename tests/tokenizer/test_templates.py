@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlxkv.chat.prompt import PromptFormat, PromptState
+from mlxkv.chat.prompts.prompt import PromptFormat, PromptState
 from mlxkv.errors import ModelError
 from mlxkv.tokenizer.chat_template import ChatTemplate
 from tests.tokenizers import CHATML, THINK, tiny_tokenizer

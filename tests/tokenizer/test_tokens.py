@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 import mlxkv
 from mlxkv.cache.mlx_lm import OPAQUE
-from mlxkv.chat.prompt import PromptFormat, PromptState, message
+from mlxkv.chat.prompts.prompt import PromptFormat, PromptState, message
 from mlxkv.tokenizer.tokens import Detokenizer, decode, encode_after, encode_start
 from tests.chats import CONFIG
 from tests.tokenizers import tiny_folder

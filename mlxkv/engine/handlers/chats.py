@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.chat.own_bounds import fitting
+from mlxkv.chat.resuming.own_bounds import fitting
 from mlxkv.engine.context import EngineContext
 from mlxkv.engine.handlers.status import session_status, update_disk_bytes
 from mlxkv.errors import ConfigError, PromptError

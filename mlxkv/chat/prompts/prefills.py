@@ -10,8 +10,8 @@ from mlxkv import arguments
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.interchange import PromptText
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.chat import clock
-from mlxkv.chat.prompt import PromptFormat, PromptState, check_ids
+from mlxkv.chat.prompts import clock
+from mlxkv.chat.prompts.prompt import PromptFormat, PromptState, check_ids
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.errors import ConfigError, PromptError
 from mlxkv.text.encoding import well_formed

@@ -12,8 +12,8 @@ from typing import Self
 from mlxkv.cache.interchange import PromptText
 from mlxkv.cache.mlx_lm import ImportedCache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.chat import clock
-from mlxkv.chat.prompt import PromptFormat, PromptState, before_question, message
+from mlxkv.chat.prompts import clock
+from mlxkv.chat.prompts.prompt import PromptFormat, PromptState, before_question, message
 from mlxkv.errors import ConfigError
 from mlxkv.token_ids import TokenIds
 

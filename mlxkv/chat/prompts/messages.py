@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Any
 
 from mlxkv.arguments import shown
-from mlxkv.chat.prompt import Message, PromptFormat, message
+from mlxkv.chat.prompts.prompt import Message, PromptFormat, message
 from mlxkv.chat.tools import default_id
 from mlxkv.errors import ModelError, PromptError
 from mlxkv.events import Message as ShownMessage

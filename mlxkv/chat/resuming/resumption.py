@@ -9,9 +9,9 @@ from typing import Any
 
 from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.planning.traits import traits_of
-from mlxkv.chat import clock
 from mlxkv.chat.chat import Chat
-from mlxkv.chat.own_bounds import fitting
+from mlxkv.chat.prompts import clock
+from mlxkv.chat.resuming.own_bounds import fitting
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.chat.tools import Tool
 from mlxkv.inference.sampling import SamplingParams

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxkv import arguments
-from mlxkv.chat.prompt import PromptFormat, check_ids
+from mlxkv.chat.prompts.prompt import PromptFormat, check_ids
 from mlxkv.errors import PromptError
 from mlxkv.text.encoding import well_formed
 from mlxkv.token_ids import common_prefix
