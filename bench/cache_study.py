@@ -25,7 +25,7 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.planning.plan import plan_cache
 from mlxkv.cache.planning.probe import leaves
 from mlxkv.cache.rings.geometry import Geometry
-from mlxkv.models.load import LoadedModel
+from mlxkv.models.loading.load import LoadedModel
 
 SINKS = 4
 FAR_FROM = 2.5  # times the trained length

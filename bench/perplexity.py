@@ -23,7 +23,7 @@ from bench.cache_study import FULL, RING, ROTATING, ROTATING_CALLS, Size, Study,
 from bench.measure import header, make_part, real_model, show, writable_report
 from mlxkv.cli.bench.report import Goal, Part, Row, Unit
 from mlxkv.cli.bench.report_file import write_report
-from mlxkv.models.load import load_model
+from mlxkv.models.loading.load import load_model
 
 FULL_SIZES = {
     "smollm2": Size(window=256, segment=256, tokens=2048, stretches=8, positions=128, is_far=True),

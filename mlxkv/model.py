@@ -47,7 +47,7 @@ from mlxkv.inference.scores import (
     most_probable,
 )
 from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
-from mlxkv.models.load import ModelSplit
+from mlxkv.models.loading.load import ModelSplit
 from mlxkv.scheduler import Scheduler
 from mlxkv.stats import bytes_text
 from mlxkv.store.identity import ModelIdentity

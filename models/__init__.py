@@ -4,12 +4,12 @@ Importing it imports neither mlx, mlx_lm nor huggingface_hub; only its functions
 """
 
 from mlxkv.models.catalogue import CatalogueEntry, Suggestion, catalogue, ranked, suggestions
-from mlxkv.models.download import Plan, download, plan_download
-from mlxkv.models.hub import Hub
-from mlxkv.models.load import LoadedModel, LoadProgress, load_model
+from mlxkv.models.hub.download import Plan, download, plan_download
+from mlxkv.models.hub.hub import Hub
+from mlxkv.models.loading.load import LoadedModel, LoadProgress, load_model
+from mlxkv.models.loading.skeleton import find_tokenizer, parts_not_loaded, skeleton
 from mlxkv.models.local import LocalModel, list_local, remove
 from mlxkv.models.resolve import BUILT_IN, Source, resolve
-from mlxkv.models.skeleton import find_tokenizer, parts_not_loaded, skeleton
 
 __all__ = [
     "BUILT_IN",

@@ -14,12 +14,12 @@ from typing import Any
 
 from mlxkv.cache.planning.trained_length import trained_length
 from mlxkv.errors import ConfigError, ModelFileError, escaped
-from mlxkv.models.architecture import has_model_type, is_known
 from mlxkv.models.catalogue import CatalogueEntry
-from mlxkv.models.download import is_wanted
-from mlxkv.models.fetch import HubStatusError
-from mlxkv.models.hub import Hub
-from mlxkv.models.repository import RemoteInfo, fetch_config, fetch_file_list, fetch_info
+from mlxkv.models.files.architecture import has_model_type, is_known
+from mlxkv.models.hub.download import is_wanted
+from mlxkv.models.hub.fetch import HubStatusError
+from mlxkv.models.hub.hub import Hub
+from mlxkv.models.hub.repository import RemoteInfo, fetch_config, fetch_file_list, fetch_info
 
 TOLERANCE = 0.05  # of the size
 MOST_FAILURES = 2  # without an answer, one after another

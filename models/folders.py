@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxkv.errors import MlxkvError
-from mlxkv.models.architecture import is_known, quantization, read_config
-from mlxkv.models.completeness import WEIGHTS, first_three, missing_files
+from mlxkv.models.files.architecture import is_known, quantization, read_config
+from mlxkv.models.files.completeness import WEIGHTS, first_three, missing_files
 from mlxkv.models.local import LocalModel
 from mlxkv.stats import plural
 from mlxkv.system.regular_file import read_text, reason

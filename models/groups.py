@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlxkv.errors import MlxkvError, ModelNotFoundError
 from mlxkv.models.folders import inspect, list_folder, lm_studio_folders
-from mlxkv.models.hub import Hub
+from mlxkv.models.hub.hub import Hub
 from mlxkv.models.local import LocalModel, list_local
 from mlxkv.models.resolve import BUILT_IN, resolve
 from mlxkv.settings import folders_of

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxkv.errors import MlxkvError, ModelDownloadError, ModelNotFoundError
-from mlxkv.models.architecture import is_known, quantization, read_config
-from mlxkv.models.blob import partial_path
-from mlxkv.models.completeness import problem
-from mlxkv.models.hub import MAX_REF, Hub, find_local
+from mlxkv.models.files.architecture import is_known, quantization, read_config
+from mlxkv.models.files.completeness import problem
+from mlxkv.models.hub.blob import partial_path
+from mlxkv.models.hub.hub import MAX_REF, Hub, find_local
 from mlxkv.models.resolve import is_repo, resolve
 from mlxkv.system.regular_file import check_regular, reason
 

@@ -149,8 +149,8 @@ def _text(model: str) -> dict[str, str]:
 def _files(model: str) -> str:
     """Whether the model can be loaded now."""
     from mlxkv.models import Hub, resolve
-    from mlxkv.models.completeness import problem
-    from mlxkv.models.hub import find_local
+    from mlxkv.models.files.completeness import problem
+    from mlxkv.models.hub.hub import find_local
 
     source = resolve(model)
     folder = source.path or find_local(Hub(), source.repo or "", source.revision, need_weights=False)

@@ -195,7 +195,7 @@ def chosen_model(folders: Folders, settings: Settings, session_id: str | None) -
 
 def _remembered(adapter: str, *, is_chosen: bool) -> str | None:
     """The adapter of a chat, which is not downloaded unasked; None if it is gone and the chat was only the last one."""
-    from mlxkv.models.adapter import local_adapter
+    from mlxkv.models.loading.adapter import local_adapter
 
     try:
         if local_adapter(adapter) is not None:

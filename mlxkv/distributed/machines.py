@@ -26,7 +26,7 @@ from mlxkv.distributed.split import Split
 from mlxkv.errors import MachineError, MlxkvError
 from mlxkv.memory import Budget
 from mlxkv.models import LoadedModel
-from mlxkv.models.skeleton import skeleton
+from mlxkv.models.loading.skeleton import skeleton
 from mlxkv.system.regular_file import opened
 
 _COMPARED = ("version of mlx", "version of mlx-lm", "config.json", "weights")

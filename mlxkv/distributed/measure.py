@@ -18,8 +18,8 @@ from mlxkv.distributed.link import Link, Op
 from mlxkv.distributed.split import kinds_of, problem_of
 from mlxkv.errors import MlxkvError
 from mlxkv.models import Hub, resolve, skeleton
-from mlxkv.models.architecture import read_config
-from mlxkv.models.hub import find_local
+from mlxkv.models.files.architecture import read_config
+from mlxkv.models.hub.hub import find_local
 from mlxkv.stats import bytes_text
 from mlxkv.store.identity import identify
 

@@ -90,8 +90,8 @@ class Downloads:
     @staticmethod
     def _fetch(name: str, device: Device, progress: Callable[[int, int], None], cancel: threading.Event) -> None:
         from mlxkv.models import download, resolve
-        from mlxkv.models.download import Plan
-        from mlxkv.models.weight_memory import check_fits
+        from mlxkv.models.files.weight_memory import check_fits
+        from mlxkv.models.hub.download import Plan
 
         source = resolve(name)
         if source.repo is None:

@@ -92,7 +92,7 @@ def estimate(
     from mlxkv.device import current_device
     from mlxkv.memory import CHUNKS, Budget
     from mlxkv.models import parts_not_loaded, skeleton
-    from mlxkv.models.adapter import load_adapter
+    from mlxkv.models.loading.adapter import load_adapter
 
     name = os.fspath(name)
     settings, model = skeleton(name)

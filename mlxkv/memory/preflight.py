@@ -69,7 +69,7 @@ def usable_window(trained: int | None) -> int:
 def _file_bytes(name: str) -> int:
     """Bytes of a model's weights on this disk; 0 if it is not there."""
     from mlxkv.models import Hub, resolve
-    from mlxkv.models.hub import find_local
+    from mlxkv.models.hub.hub import find_local
 
     source = resolve(name)
     path = source.path or (find_local(Hub(), source.repo, source.revision) if source.repo else None)
@@ -77,7 +77,7 @@ def _file_bytes(name: str) -> int:
 
 
 def _adapter_bytes(name: str | None) -> int:
-    from mlxkv.models.adapter import local_adapter
+    from mlxkv.models.loading.adapter import local_adapter
 
     found = None if name is None else local_adapter(name)
     return 0 if found is None else found.added_bytes

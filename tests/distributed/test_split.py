@@ -10,7 +10,7 @@ import pytest
 import mlxkv
 from mlxkv.distributed.split import Member, Split, kinds_of, problem_of
 from mlxkv.errors import ConfigError, ModelUnsupportedError
-from mlxkv.models.skeleton import skeleton
+from mlxkv.models.loading.skeleton import skeleton
 from tests.distributed.ranks import folder_of
 from tests.reference import tiny_llama
 

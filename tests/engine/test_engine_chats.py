@@ -16,7 +16,7 @@ from mlxkv.device import Device
 from mlxkv.engine import Dispatcher
 from mlxkv.engine.downloads import Downloads
 from mlxkv.errors import MlxkvError, ModelDownloadError, OutOfMemoryError
-from mlxkv.models.download import Plan, RemoteFile
+from mlxkv.models.hub.download import Plan, RemoteFile
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.status import ModelTooLarge

@@ -15,8 +15,8 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.planning.trained_length import trained_length
 from mlxkv.memory import CHUNKS, Budget
 from mlxkv.models import CatalogueEntry, catalogue, resolve, suggestions
-from mlxkv.models.architecture import _INSTEAD, is_known
 from mlxkv.models.catalogue import HEADROOM, MemorySize, memory_sizes
+from mlxkv.models.files.architecture import _INSTEAD, is_known
 
 # What Metal lets a process use by default, in GiB: two thirds up to 32 GB, three quarters above.
 OTHER_MACS = {24: 16, 36: 27, 48: 36, 96: 72}

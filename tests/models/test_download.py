@@ -11,9 +11,9 @@ import pytest
 
 from mlxkv.errors import ModelDownloadError, ModelFileError, ModelNotFoundError
 from mlxkv.models import Hub, download, plan_download
-from mlxkv.models.blob import partial_path
-from mlxkv.models.download import ensure
-from mlxkv.models.hub import find_local
+from mlxkv.models.hub.blob import partial_path
+from mlxkv.models.hub.download import ensure
+from mlxkv.models.hub.hub import find_local
 from tests.fakes_hub import COMMIT, FakeHub
 
 REPO, WEIGHTS = "org/model", "model.safetensors"

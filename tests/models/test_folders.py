@@ -10,7 +10,7 @@ import pytest
 
 from mlxkv.errors import ConfigError, ModelNotFoundError
 from mlxkv.models import Hub
-from mlxkv.models.architecture import quantization
+from mlxkv.models.files.architecture import quantization
 from mlxkv.models.folders import MOST_ENTRIES, list_folder, lm_studio_folders
 from mlxkv.models.groups import BUILT_IN_GROUP, INCOMPLETE, LM_STUDIO, RECENT, ModelGroup, full_name, model_groups
 from mlxkv.settings import Settings, change

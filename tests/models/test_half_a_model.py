@@ -16,9 +16,9 @@ import pytest
 from mlxkv.cli.app import main
 from mlxkv.errors import ModelDownloadError, ModelError, ModelFileError
 from mlxkv.models import Hub, list_local, load_model
-from mlxkv.models.completeness import INDEX, check_complete, missing_files, problem
-from mlxkv.models.hub import find_local
-from mlxkv.models.snapshot import link
+from mlxkv.models.files.completeness import INDEX, check_complete, missing_files, problem
+from mlxkv.models.hub.hub import find_local
+from mlxkv.models.hub.snapshot import link
 from mlxkv.protocol.commands import ListModels
 from mlxkv.protocol.events import ModelCard, ModelList
 from tests.engine.test_engine_chats import Said

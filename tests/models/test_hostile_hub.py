@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from mlxkv.errors import ModelDownloadError, ModelError
-from mlxkv.models import Hub, download, fetch, list_local, plan_download
-from mlxkv.models.blob import partial_path
-from mlxkv.models.fetch import redirected
-from mlxkv.models.hub import find_local
+from mlxkv.models import Hub, download, list_local, plan_download
+from mlxkv.models.hub import fetch
+from mlxkv.models.hub.blob import partial_path
+from mlxkv.models.hub.fetch import redirected
+from mlxkv.models.hub.hub import find_local
 from tests.fakes_hub import COMMIT, FakeHub, Handler, serve
 from tests.safetensors_files import encode
 

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 import mlxkv
 from mlxkv.errors import ConfigError, ModelDownloadError
 from mlxkv.models import Hub, download, list_local, remove, skeleton
-from mlxkv.models.hub import find_local
+from mlxkv.models.hub.hub import find_local
 from tests.fakes_hub import FakeHub
 
 NO_ADDRESS = {

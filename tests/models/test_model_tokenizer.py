@@ -15,9 +15,9 @@ import mlxkv
 from mlxkv.cli.app import main as cli
 from mlxkv.errors import ModelFileError
 from mlxkv.models import Hub, download, find_tokenizer
-from mlxkv.models.chat_template import find_template
-from mlxkv.models.end_tokens import end_tokens, token_ids
-from mlxkv.models.tokenizer import load_tokenizer
+from mlxkv.models.files.chat_template import find_template
+from mlxkv.models.files.end_tokens import end_tokens, token_ids
+from mlxkv.models.loading.tokenizer import load_tokenizer
 from mlxkv.tokenizer.tokens import decode, encode
 from tests.fakes_hub import FakeHub
 from tests.tokenizers import CHATML, tiny_folder, tiny_tokenizer

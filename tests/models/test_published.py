@@ -19,12 +19,12 @@ from mlxkv.cli.app import main
 from mlxkv.device import Device, current_device
 from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError
 from mlxkv.models import Hub, catalogue, download, skeleton
-from mlxkv.models.architecture import is_known, model_classes, read_config, runnable
 from mlxkv.models.catalogue import memory_sizes
-from mlxkv.models.completeness import problem
-from mlxkv.models.skeleton import parts_not_loaded
-from mlxkv.models.text_part import classes, kv_b_rank, not_loaded, tensor_kind, text_name
-from mlxkv.models.weight_memory import predict_weights
+from mlxkv.models.files.architecture import is_known, model_classes, read_config, runnable
+from mlxkv.models.files.completeness import problem
+from mlxkv.models.files.text_part import classes, kv_b_rank, not_loaded, tensor_kind, text_name
+from mlxkv.models.files.weight_memory import predict_weights
+from mlxkv.models.loading.skeleton import parts_not_loaded
 from mlxkv.safetensors.header import check_weights
 from tests.cache.architectures import ARCHITECTURES
 from tests.chats import CONFIG, say
@@ -80,7 +80,7 @@ def test_a_published_repository_loads_chats_and_resumes(
 ) -> None:
     """Nothing is printed, and warnings are errors in all tests."""
     form, folder, needs = FORMS[name], tmp_path / "model", list[int]()
-    monkeypatch.setattr("mlxkv.models.load.check_fits", lambda _name, need, _device: needs.append(need))
+    monkeypatch.setattr("mlxkv.models.loading.load.check_fits", lambda _name, need, _device: needs.append(need))
     reference = publish(folder, form)
     model = mlxkv.load(str(folder))
     assert capfd.readouterr() == ("", "")
@@ -170,7 +170,7 @@ def test_the_repository_named_instead_is_of_the_same_family_if_it_fits(
 ) -> None:
     (limit,) = (size.limit for size in memory_sizes() if size.gigabytes == gigabytes)
     mac = Device("Apple M2", True, limit, gigabytes << 30, True)
-    monkeypatch.setattr("mlxkv.models.architecture.current_device", lambda: mac)
+    monkeypatch.setattr("mlxkv.models.files.architecture.current_device", lambda: mac)
     write_json(tmp_path / "config.json", {"model_type": kind})
     with pytest.raises(ModelUnsupportedError, match=f"use mlx-community/{repo} or a newer"):
         skeleton(tmp_path)

@@ -14,7 +14,7 @@ import pytest
 from mlxkv.cache.rings.sink_rotation import ropes_of
 from mlxkv.errors import ModelFileError, ModelUnsupportedError
 from mlxkv.models import load_model, skeleton
-from mlxkv.models.rope import normalize_ropes
+from mlxkv.models.loading.rope import normalize_ropes
 from mlxkv.store.identity import identify
 from tests.cache.architectures import ARCHITECTURES
 from tests.reference import largest

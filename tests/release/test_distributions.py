@@ -36,5 +36,5 @@ def test_a_distribution_holds_what_is_committed_without_links_and_training() -> 
     names = distributions.committed("mlxkv", "models")
     assert {"mlxkv/model.py", "models/tutor/model.safetensors"} <= names
     assert not names & {"mlxkv/tui", "mlxkv/models", "models/training/train.py"}
-    assert distributions.installed_name("models/load.py") == "mlxkv/models/load.py"
+    assert distributions.installed_name("models/loading/load.py") == "mlxkv/models/loading/load.py"
     assert distributions.installed_name("mlxkv/model.py") == "mlxkv/model.py"

@@ -18,7 +18,7 @@ from mlxkv.cli.start import _log_to_file
 from mlxkv.config import Folders, load_settings, save_setting
 from mlxkv.errors import ConfigError, MlxkvError, ModelError, StoreError
 from mlxkv.models import Hub, list_local, remove
-from mlxkv.models.hub import find_local
+from mlxkv.models.hub.hub import find_local
 from mlxkv.models.resolve import resolve
 from mlxkv.store.db.backup import list_backups
 from mlxkv.store.files import Files
@@ -315,7 +315,7 @@ OWN = {  # of the package, a terminal, or made here a moment ago
     "mlxkv/device.py", "mlxkv/system/regular_file.py", "mlxkv/store/identity.py", "mlxkv/store/db/backup.py",
     "mlxkv/store/files.py", "mlxkv/store/kv/chunk_format.py", "mlxkv/store/db/database.py",
     "mlxkv/store/db/read_only.py", "mlxkv/store/db/search.py", "mlxkv/system/streams.py",
-    "mlxkv/system/supervisor.py", "models/architecture.py", "models/catalogue.py",
+    "mlxkv/system/supervisor.py", "models/files/architecture.py", "models/catalogue.py",
 }  # fmt: skip
 
 

@@ -11,8 +11,8 @@ from mlxkv.engine.closed_chat import ClosedChat
 from mlxkv.engine.context import EngineContext
 from mlxkv.errors import MlxkvError
 from mlxkv.memory.preflight import check_fit
-from mlxkv.models.adapter import local_adapter
 from mlxkv.models.groups import full_name
+from mlxkv.models.loading.adapter import local_adapter
 from mlxkv.protocol.commands import LoadModel
 from mlxkv.protocol.events import (
     EngineEvent,
@@ -86,7 +86,7 @@ def _must_be_downloaded(name: str) -> bool:
         ModelNotFoundError: there is no such model; raised here, before the old one is unloaded.
     """
     from mlxkv.models import Hub, resolve
-    from mlxkv.models.hub import find_local
+    from mlxkv.models.hub.hub import find_local
 
     source = resolve(name)
     return source.repo is not None and find_local(Hub(), source.repo, source.revision) is None

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mlxkv.errors import ModelDownloadError, ModelFileError, escaped, first_line
-from mlxkv.models.fetch import get
+from mlxkv.models.hub.fetch import get
 from mlxkv.models.resolve import is_repo
 from mlxkv.stats import bytes_text
 

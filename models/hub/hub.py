@@ -13,9 +13,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mlxkv.errors import ConfigError, MlxkvError, ModelDownloadError, ModelNotFoundError, first_line, quoted, shortened
-from mlxkv.models.completeness import is_complete, problem
-from mlxkv.models.fetch import HubStatusError
-from mlxkv.models.repository import is_id
+from mlxkv.models.files.completeness import is_complete, problem
+from mlxkv.models.hub.fetch import HubStatusError
+from mlxkv.models.hub.repository import is_id
 from mlxkv.system.regular_file import read_text, reason
 
 ALLOW = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mlxkv.cache.planning.trained_length import trained_length
 from mlxkv.device import Device, check_temporary_folder, current_device
 from mlxkv.errors import ModelError, ModelFileError, escaped, first_line
-from mlxkv.models.adapter import FILES, Adapter, load_adapter
-from mlxkv.models.architecture import (
+from mlxkv.models.files.architecture import (
     check_files,
     model_classes,
     read_config,
@@ -26,16 +25,17 @@ from mlxkv.models.architecture import (
     repository_like,
     runnable,
 )
-from mlxkv.models.chat_template import FoundTemplate
-from mlxkv.models.completeness import WEIGHTS, check_complete
-from mlxkv.models.download import ensure
-from mlxkv.models.end_tokens import EndToken
-from mlxkv.models.hub import Hub, check_hub_settings
+from mlxkv.models.files.chat_template import FoundTemplate
+from mlxkv.models.files.completeness import WEIGHTS, check_complete
+from mlxkv.models.files.end_tokens import EndToken
+from mlxkv.models.files.text_part import classes, forget_names, kv_b_rank
+from mlxkv.models.files.weight_memory import check_fits, predict_weights
+from mlxkv.models.hub.download import ensure
+from mlxkv.models.hub.hub import Hub, check_hub_settings
+from mlxkv.models.loading.adapter import FILES, Adapter, load_adapter
+from mlxkv.models.loading.rope import normalize_ropes
+from mlxkv.models.loading.tokenizer import load_tokenizer
 from mlxkv.models.resolve import resolve
-from mlxkv.models.rope import normalize_ropes
-from mlxkv.models.text_part import classes, forget_names, kv_b_rank
-from mlxkv.models.tokenizer import load_tokenizer
-from mlxkv.models.weight_memory import check_fits, predict_weights
 from mlxkv.safetensors.header import Header, check_weights
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
 from mlxkv.errors import MlxkvError, ModelFileError, ModelNotFoundError, escaped, first_line, printable, quoted
-from mlxkv.models.architecture import read_json
-from mlxkv.models.download import download
-from mlxkv.models.hub import Hub, find_local
+from mlxkv.models.files.architecture import read_json
+from mlxkv.models.hub.download import download
+from mlxkv.models.hub.hub import Hub, find_local
 from mlxkv.models.resolve import BUILT_IN, Source, resolve
 from mlxkv.safetensors.header import Header, check_weights
 

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from mlxkv.errors import MlxkvError, ModelFileError, escaped
-from mlxkv.models.architecture import is_known, read_config, read_json
+from mlxkv.models.files.architecture import is_known, read_config, read_json
 from mlxkv.safetensors.header import MAX_HEADER, check_weights
 from mlxkv.system.regular_file import opened
 

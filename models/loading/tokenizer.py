@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.errors import ModelFileError, ModelUnsupportedError, as_sentence
-from mlxkv.models.architecture import TOKENIZER_CONFIGS, check_files, read_json, repository_like
-from mlxkv.models.chat_template import FoundTemplate, find_template, is_template
-from mlxkv.models.end_tokens import EndToken, end_tokens, token_ids
+from mlxkv.models.files.architecture import TOKENIZER_CONFIGS, check_files, read_json, repository_like
+from mlxkv.models.files.chat_template import FoundTemplate, find_template, is_template
+from mlxkv.models.files.end_tokens import EndToken, end_tokens, token_ids
 from mlxkv.system.regular_file import opened
 from mlxkv.tokenizer.chat_template import FILE
 from mlxkv.tokenizer.tokens import encode, tokenizer_file

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxkv.errors import ModelFileError
-from mlxkv.models.architecture import MAX_JSON, read_json
+from mlxkv.models.files.architecture import MAX_JSON, read_json
 from mlxkv.system.regular_file import read_text, reason
 
 _SPECIAL = ("rag", "tool_use")  # for other kinds of prompts: used only if there is nothing else

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from mlxkv.device import Device
 from mlxkv.errors import OutOfMemoryError
 from mlxkv.models.catalogue import suggestions
-from mlxkv.models.text_part import tensor_kind
+from mlxkv.models.files.text_part import tensor_kind
 from mlxkv.safetensors.header import Header, Tensor, num_bytes
 from mlxkv.stats import bytes_text
 

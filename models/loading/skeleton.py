@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from mlxkv.device import Device, current_device
 from mlxkv.errors import MlxkvError, ModelFileError, ModelUnsupportedError, first_line
-from mlxkv.models.architecture import model_classes, read_config, read_generation_config, runnable, stored_dtype
-from mlxkv.models.completeness import WEIGHTS
-from mlxkv.models.download import download
-from mlxkv.models.hub import Hub, check_hub_settings, find_local
+from mlxkv.models.files.architecture import model_classes, read_config, read_generation_config, runnable, stored_dtype
+from mlxkv.models.files.completeness import WEIGHTS
+from mlxkv.models.files.text_part import not_loaded, text_name
+from mlxkv.models.files.weight_memory import slow_dtypes
+from mlxkv.models.hub.download import download
+from mlxkv.models.hub.hub import Hub, check_hub_settings, find_local
+from mlxkv.models.loading.rope import normalize_ropes
+from mlxkv.models.loading.tokenizer import ModelTokenizer, load_tokenizer
 from mlxkv.models.resolve import resolve
-from mlxkv.models.rope import normalize_ropes
-from mlxkv.models.text_part import not_loaded, text_name
-from mlxkv.models.tokenizer import ModelTokenizer, load_tokenizer
-from mlxkv.models.weight_memory import slow_dtypes
 from mlxkv.safetensors.header import check_weights
 
 if TYPE_CHECKING:

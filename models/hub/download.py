@@ -13,12 +13,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mlxkv.errors import ModelDownloadError, ModelFileError, ModelNotFoundError, escaped
-from mlxkv.models.blob import fetch_blob, partial_path
-from mlxkv.models.completeness import WEIGHTS
-from mlxkv.models.hub import ALLOW, NEVER, NOT_LOADED, Hub, explain, find_local
-from mlxkv.models.repository import RemoteFile, fetch_file_list, fetch_info
+from mlxkv.models.files.completeness import WEIGHTS
+from mlxkv.models.hub.blob import fetch_blob, partial_path
+from mlxkv.models.hub.hub import ALLOW, NEVER, NOT_LOADED, Hub, explain, find_local
+from mlxkv.models.hub.repository import RemoteFile, fetch_file_list, fetch_info
+from mlxkv.models.hub.snapshot import has_bytes, link, path_below, set_ref
 from mlxkv.models.resolve import is_repo
-from mlxkv.models.snapshot import has_bytes, link, path_below, set_ref
 from mlxkv.stats import bytes_text
 
 Progress = Callable[[int, int], None]  # bytes on disk, bytes in total

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from mlxkv.errors import ModelFileError, ModelUnsupportedError, escaped
-from mlxkv.models.architecture import model_classes
+from mlxkv.models.files.architecture import model_classes
 
 if TYPE_CHECKING:
     import mlx.nn as nn

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlxkv.errors import ModelDownloadError
-from mlxkv.models.fetch import Answer, HubTimeoutError, get
+from mlxkv.models.hub.fetch import Answer, HubTimeoutError, get
 
 
 def partial_path(blob: Path) -> Path:

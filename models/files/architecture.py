@@ -15,7 +15,7 @@ from typing import Any
 from mlxkv.device import current_device
 from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError, escaped
 from mlxkv.models.catalogue import catalogue, suggestions
-from mlxkv.models.text_part import text_config
+from mlxkv.models.files.text_part import text_config
 from mlxkv.system.regular_file import check_regular, parse_json, read_bytes, reason
 
 MAX_JSON = 32 << 20  # bytes; quantized mixtures list every layer, which is a few MB
