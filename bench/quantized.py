@@ -21,7 +21,7 @@ from mlxkv.cli.bench.measure import ROUNDS, compare, decode_ours, decode_theirs
 from mlxkv.cli.bench.parts import FASTEST
 from mlxkv.cli.bench.report import Part, Row, Unit
 from mlxkv.inference.runner import ModelRunner
-from mlxkv.settings import KV_BITS
+from mlxkv.settings.schema import KV_BITS
 
 _LAST = 5  # the token that is fed first
 

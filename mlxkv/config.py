@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxkv.errors import ConfigError, DiskError, first_line, quoted, shortened
-from mlxkv.setting_sources import SettingSources
-from mlxkv.settings import Settings, change, schema
+from mlxkv.settings.schema import Settings, change, schema
+from mlxkv.settings.setting_sources import SettingSources
 from mlxkv.system.regular_file import read_text, reason, write_private
 
 __all__ = [

@@ -16,7 +16,7 @@ from mlxkv.models.folders import inspect, list_folder, lm_studio_folders
 from mlxkv.models.hub.hub import Hub
 from mlxkv.models.local import LocalModel, list_local
 from mlxkv.models.resolve import BUILT_IN, resolve
-from mlxkv.settings import folders_of
+from mlxkv.settings.schema import folders_of
 from mlxkv.system.regular_file import reason
 
 RECENT, BUILT_IN_GROUP, DOWNLOADED, LM_STUDIO, INCOMPLETE = (

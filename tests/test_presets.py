@@ -11,7 +11,7 @@ import pytest
 
 from mlxkv.config import Folders
 from mlxkv.errors import ConfigError
-from mlxkv.presets import MAX_PRESET, Preset, PresetFolder
+from mlxkv.settings.presets import MAX_PRESET, Preset, PresetFolder
 
 VALUES: dict[str, Any] = {"system": "Be terse.\nAnd kind.\n", "temperature": 0.2, "top_k": None, "window": 512}
 

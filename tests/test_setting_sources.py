@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mlxkv.setting_sources import ChatSettings, SettingSources, Source
-from mlxkv.settings import Settings
+from mlxkv.settings.schema import Settings
+from mlxkv.settings.setting_sources import ChatSettings, SettingSources, Source
 
 VALUES = {
     Source.OPTION: 1.0, Source.ENVIRONMENT: 2.0, Source.CHAT: 3.0, Source.PRESET: 4.0, Source.CONFIG: 5.0,

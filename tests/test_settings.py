@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mlxkv.cli.start import own_adapter
 from mlxkv.config import Folders, Settings, load_settings, private_folder, save_setting, unknown_variable, with_setting
 from mlxkv.errors import ConfigError
-from mlxkv.settings import as_markdown, find, schema
+from mlxkv.settings.schema import as_markdown, find, schema
 
 
 def folders(root: Path, toml: str | None = None) -> Folders:
@@ -432,7 +432,7 @@ def test_any_file_keeps_its_comments_and_other_values(lines: list[str], name: st
 
 def test_the_page_about_settings_is_made_from_the_schema() -> None:
     page = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
-    assert page.read_text(encoding="utf-8") == as_markdown(), "run `python -m mlxkv.settings > docs/settings.md`"
+    assert page.read_text(encoding="utf-8") == as_markdown(), "run `python -m mlxkv.settings.schema > docs/settings.md`"
 
 
 def test_a_disk_limit_beyond_every_disk(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from mlxkv.config import Folders, Settings
 from mlxkv.protocol.commands import Command
 from mlxkv.protocol.engine import EnginePort
 from mlxkv.protocol.events import ModelCard
-from mlxkv.setting_sources import SettingSources
+from mlxkv.settings.setting_sources import SettingSources
 from mlxkv.system.supervisor_link import SupervisorLink
 from mlxkv.system.terminal import close_before_ending
 

@@ -23,12 +23,12 @@ from textual.theme import Theme
 
 from mlxkv.config import Folders, Settings
 from mlxkv.errors import ConfigError
-from mlxkv.presets import PresetFolder
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.engine import EnginePort
 from mlxkv.protocol.status import SaveState
-from mlxkv.setting_sources import SettingSources
+from mlxkv.settings.presets import PresetFolder
+from mlxkv.settings.setting_sources import SettingSources
 from mlxkv.system.keep_awake import KeepAwake
 from mlxkv.system.supervisor_link import SupervisorLink
 from mlxkv.text.clean import clean

@@ -17,7 +17,7 @@ from mlxkv.config import Folders, Settings
 from mlxkv.errors import ConfigError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from mlxkv.setting_sources import SettingSources
+from mlxkv.settings.setting_sources import SettingSources
 from mlxkv.stats import bytes_text, stat_line
 from mlxkv.system.keep_awake import KeepAwake
 from mlxkv.system.terminal import close_before_ending, handle_interrupts

@@ -43,7 +43,7 @@ from mlxkv.events import Branch, Message, Notice, PrefillProgress, Sibling, Tool
 from mlxkv.inference.hooks import HOOKS
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
 from mlxkv.inference.sampling_types import Sampling
-from mlxkv.setting_sources import ChatSettings
+from mlxkv.settings.setting_sources import ChatSettings
 from mlxkv.stats import TurnStats, bytes_text, plural
 from mlxkv.store.kv.state_saves import Occasion
 from mlxkv.store.records import Kind, Restored, SessionRecord, TurnRecord

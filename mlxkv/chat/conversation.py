@@ -26,7 +26,7 @@ from mlxkv.errors import (
 )
 from mlxkv.events import Message, Notice
 from mlxkv.inference.sampling import random_state, set_random_state
-from mlxkv.setting_sources import ChatSettings
+from mlxkv.settings.setting_sources import ChatSettings
 from mlxkv.stats import TurnStats
 from mlxkv.store.borrow import MIN_NEW_TOKENS
 from mlxkv.store.db.database import IS_FORK, IS_NAMED, IS_VERSION

@@ -45,8 +45,8 @@ from mlxkv.cli.start import (
 from mlxkv.config import Folders, Settings, load_settings, load_sources, unknown_variable
 from mlxkv.distributed.group import rank_given, wish_given
 from mlxkv.errors import ConfigError, MlxkvError, OutOfMemoryError, OutputClosedError, PromptError
-from mlxkv.presets import PresetFolder
-from mlxkv.settings import CACHE_SETTINGS, help_of
+from mlxkv.settings.presets import PresetFolder
+from mlxkv.settings.schema import CACHE_SETTINGS, help_of
 from mlxkv.system.keep_awake import KeepAwake
 from mlxkv.system.streams import run
 from mlxkv.system.terminal import GONE, detach_terminal, is_terminal_error

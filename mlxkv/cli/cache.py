@@ -14,7 +14,7 @@ import typer
 from mlxkv.cli.completion import models, prompt_caches
 from mlxkv.config import Folders, load_settings
 from mlxkv.protocol.export_format import CACHE_FORMATS, CACHE_SUFFIXES, export_format
-from mlxkv.settings import help_of
+from mlxkv.settings.schema import help_of
 from mlxkv.system.keep_awake import KeepAwake
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ def models(beginning: str) -> Sequence[str]:
 
 def presets(beginning: str) -> Sequence[str]:
     """Names of presets."""
-    from mlxkv.presets import PresetFolder
+    from mlxkv.settings.presets import PresetFolder
 
     return [name for name in PresetFolder(Folders.from_env()).names() if name.startswith(beginning)]
 

@@ -15,7 +15,7 @@ import typer
 from mlxkv.cli.chats import Json, Output, is_json, open_store
 from mlxkv.config import Folders, load_settings
 from mlxkv.errors import MlxkvError
-from mlxkv.settings import help_of
+from mlxkv.settings.schema import help_of
 from mlxkv.system.keep_awake import KeepAwake
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def models_estimate(
     """Estimate the memory of a model and its KV cache, before anything is loaded."""
     from mlxkv.cache.config import CacheConfig
     from mlxkv.memory.estimate import estimate
-    from mlxkv.settings import Settings, change
+    from mlxkv.settings.schema import Settings, change
     from mlxkv.stats import bytes_text
 
     given = {name: value for name, value in (("window", window), ("kv_bits", kv_bits)) if value is not None}

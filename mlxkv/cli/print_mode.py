@@ -30,7 +30,7 @@ from mlxkv.events import (
     TurnEvent,
     TurnFinished,
 )
-from mlxkv.setting_sources import ChatSettings
+from mlxkv.settings.setting_sources import ChatSettings
 from mlxkv.stats import evicted_text, no_answer_text, stat_line
 from mlxkv.system.terminal import close_before_ending, handle_interrupts
 from mlxkv.text.clean import CONTEXT, clean

@@ -12,8 +12,8 @@ from mlxkv.cli.completion import presets
 from mlxkv.cli.start import chosen_model, own_adapter, sources_of
 from mlxkv.config import Folders, load_sources
 from mlxkv.errors import ConfigError, OutOfMemoryError
-from mlxkv.presets import PresetFolder
-from mlxkv.settings import help_of
+from mlxkv.settings.presets import PresetFolder
+from mlxkv.settings.schema import help_of
 
 if TYPE_CHECKING:
     from threading import Event

@@ -18,16 +18,16 @@ from mlxkv.cli.tables import cut
 from mlxkv.config import Folders, Settings, private_folder
 from mlxkv.distributed.group import check_wish, rank_given, set_wish
 from mlxkv.errors import ConfigError, DiskError, MlxkvError, ModelError, ModelNotFoundError, SessionNotFoundError
-from mlxkv.setting_sources import ChatSettings, SettingSources
+from mlxkv.settings.setting_sources import ChatSettings, SettingSources
 from mlxkv.system.regular_file import check_regular
 from mlxkv.system.supervisor import show_typing
 from mlxkv.system.terminal import redirect_stderr
 from mlxkv.text.clean import clean
 
 if TYPE_CHECKING:
-    from mlxkv.presets import Preset
     from mlxkv.protocol.commands import Command
     from mlxkv.protocol.events import ModelCard
+    from mlxkv.settings.presets import Preset
 
 
 def begin_group(hosts: Path | None, wish: str | None) -> None:

@@ -21,7 +21,7 @@ from mlxkv.errors import MismatchError, MlxkvError
 from mlxkv.events import KVNotSaved, Notice
 from mlxkv.protocol.events import EngineEvent, LoadPhase, ModelLoading, ModelReady
 from mlxkv.protocol.status import SaveState, Unattended
-from mlxkv.setting_sources import SettingSources
+from mlxkv.settings.setting_sources import SettingSources
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig

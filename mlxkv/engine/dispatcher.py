@@ -18,7 +18,7 @@ from mlxkv.engine.handlers import settings as session_settings
 from mlxkv.errors import MlxkvError, OutOfMemoryError, SessionLockedError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.events import EngineEvent, Failed, FailureKind
-from mlxkv.setting_sources import SettingSources
+from mlxkv.settings.setting_sources import SettingSources
 
 if TYPE_CHECKING:
     from mlxkv.model import Model

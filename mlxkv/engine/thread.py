@@ -19,7 +19,7 @@ from mlxkv.engine.dispatcher import Dispatcher
 from mlxkv.engine.unloading import idle_commands
 from mlxkv.protocol.commands import Command, PausePull, Shutdown
 from mlxkv.protocol.events import EngineEvent, EngineStopped
-from mlxkv.setting_sources import SettingSources
+from mlxkv.settings.setting_sources import SettingSources
 
 if TYPE_CHECKING:
     from mlxkv.model import Model

@@ -17,7 +17,7 @@ from mlxkv.cache.recurrent.checkpoints import max_checkpoints
 from mlxkv.cache.recurrent.state_shapes import state_nbytes
 from mlxkv.errors import ConfigError, OutOfMemoryError
 from mlxkv.memory.prefill_peak import prefill_bytes
-from mlxkv.settings import KV_BITS
+from mlxkv.settings.schema import KV_BITS
 from mlxkv.stats import bytes_text
 
 CHUNKS = (512, 256, 128)

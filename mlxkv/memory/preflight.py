@@ -12,7 +12,7 @@ from typing import Any
 from mlxkv.cache.config import CacheConfig
 from mlxkv.errors import ConfigError, MlxkvError
 from mlxkv.protocol.status import ModelTooLarge
-from mlxkv.settings import KV_BITS
+from mlxkv.settings.schema import KV_BITS
 
 WINDOW = 4096  # tokens that a chat should have at least, where the user names no window
 _HEADROOM = 4 << 30  # bytes: with twice the weights' files (float32 of float16), always enough for such a window

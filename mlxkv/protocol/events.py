@@ -32,7 +32,7 @@ from mlxkv.protocol.status import (  # ChatSummary and SearchHit are exported ag
     SessionStats,
     SessionStatus,
 )  # fmt: skip
-from mlxkv.setting_sources import SettingSources
+from mlxkv.settings.setting_sources import SettingSources
 from mlxkv.stats import Overflow
 
 

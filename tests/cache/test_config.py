@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlxkv.cache.config import CacheConfig, default_block
 from mlxkv.errors import ConfigError
-from mlxkv.settings import KV_BITS, Settings
+from mlxkv.settings.schema import KV_BITS, Settings
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from mlxkv.cli.print_mode import PrintRequest, _print_turn
 from mlxkv.config import Folders
 from mlxkv.events import Notice, TextDelta, TurnEvent, TurnFinished
 from mlxkv.models import catalogue
-from mlxkv.presets import PresetFolder
+from mlxkv.settings.presets import PresetFolder
 from mlxkv.stats import TurnStats
 from mlxkv.store.session_store import SessionStore
 from mlxkv.text.clean import clean

@@ -14,7 +14,7 @@ from mlxkv.inference.drafting.drafts import Drafting
 from mlxkv.inference.drafting.model_drafts import ModelDrafts
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from mlxkv.settings import Settings
+from mlxkv.settings.schema import Settings
 from tests.engine.test_engine_chats import Said
 from tests.inference.drafting.helpers import OpenGate
 from tests.tokenizers import tiny_folder

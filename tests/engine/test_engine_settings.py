@@ -9,10 +9,10 @@ import pytest
 
 import mlxkv
 from mlxkv.config import Folders
-from mlxkv.presets import PresetFolder
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from mlxkv.setting_sources import SettingSources, Source
+from mlxkv.settings.presets import PresetFolder
+from mlxkv.settings.setting_sources import SettingSources, Source
 from tests.engine.test_engine_chats import SETTINGS, Said
 
 

@@ -19,7 +19,7 @@ from mlxkv.memory.preflight import check_fit
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.status import ModelTooLarge
-from mlxkv.setting_sources import SettingSources
+from mlxkv.settings.setting_sources import SettingSources
 from tests.engine.test_engine_chats import SETTINGS, Said
 from tests.tokenizers import tiny_folder
 

@@ -13,7 +13,7 @@ from mlxkv.models import Hub
 from mlxkv.models.files.architecture import quantization
 from mlxkv.models.folders import MOST_ENTRIES, list_folder, lm_studio_folders
 from mlxkv.models.groups import BUILT_IN_GROUP, INCOMPLETE, LM_STUDIO, RECENT, ModelGroup, full_name, model_groups
-from mlxkv.settings import Settings, change
+from mlxkv.settings.schema import Settings, change
 
 
 def made(folder: Path, bits: int | None = 4, kind: str = "llama", weights: str = "model.safetensors") -> Path:

@@ -12,7 +12,7 @@ from mlxkv.errors import SessionNotFoundError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.chat_names import chat_called
-from mlxkv.settings import Settings
+from mlxkv.settings.schema import Settings
 from mlxkv.store.records import TurnRecord
 from mlxkv.store.session_store import SessionStore
 from mlxkv.tui.state.chat_state import ChatState

@@ -22,7 +22,7 @@ from mlxkv.errors import ConfigError, ReadOnlyError, StoreError
 from mlxkv.events import Notice, TextDelta, TurnFinished
 from mlxkv.protocol.events import ChatOpened, EngineEvent
 from mlxkv.protocol.status import SessionStatus
-from mlxkv.settings import Settings
+from mlxkv.settings.schema import Settings
 from mlxkv.store.db import read_only
 from mlxkv.store.records import TurnRecord
 from mlxkv.store.session_store import SessionStore

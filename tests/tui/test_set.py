@@ -7,7 +7,7 @@ from collections import deque
 import pytest
 
 from mlxkv.protocol import commands as cmd
-from mlxkv.settings import schema
+from mlxkv.settings.schema import schema
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.commands.slash_actions import run
 from mlxkv.tui.state.commands.ui_request import UiRequest

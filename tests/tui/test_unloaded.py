@@ -8,7 +8,7 @@ from mlxkv.events import Message
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.status import SaveState
-from mlxkv.settings import Settings
+from mlxkv.settings.schema import Settings
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.commands.slash_actions import run
 from mlxkv.tui.state.labels import footer_text, gauge_text

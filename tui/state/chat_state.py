@@ -18,7 +18,7 @@ from mlxkv.protocol import events as ev
 from mlxkv.protocol.chat_names import chats_called
 from mlxkv.protocol.events import PullState
 from mlxkv.protocol.status import SaveState
-from mlxkv.setting_sources import SettingSources
+from mlxkv.settings.setting_sources import SettingSources
 from mlxkv.stats import evicted_text, fit
 from mlxkv.text.clean import clean
 from mlxkv.tui.state.commands.retry import RetryWith

@@ -15,7 +15,7 @@ from mlxkv.chat.resuming.own_bounds import fitting
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.chat.tools import Tool
 from mlxkv.inference.sampling import SamplingParams
-from mlxkv.setting_sources import ChatSettings
+from mlxkv.settings.setting_sources import ChatSettings
 from mlxkv.store.records import SessionRecord
 
 

@@ -16,7 +16,7 @@ from mlxkv.cli.completion import models as model_names
 from mlxkv.cli.start import chosen_model, own_adapter
 from mlxkv.config import Folders, load_settings
 from mlxkv.errors import ConfigError, quoted, shortened
-from mlxkv.settings import help_of
+from mlxkv.settings.schema import help_of
 
 if TYPE_CHECKING:
     from mlxkv.cli.bench.report import Part, Row

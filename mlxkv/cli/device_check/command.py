@@ -22,7 +22,7 @@ from mlxkv.cli.device_check import exact, memory, speed
 from mlxkv.cli.device_check.check import Check, Outcome, State, outcome_of
 from mlxkv.config import Folders
 from mlxkv.errors import OutOfMemoryError
-from mlxkv.settings import KV_BITS
+from mlxkv.settings.schema import KV_BITS
 from mlxkv.stats import bytes_text
 from mlxkv.text.clean import clean
 

@@ -20,8 +20,8 @@ from mlxkv.events import Notice
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.export_format import CHAT_FORMATS, one_of
 from mlxkv.protocol.status import SaveState
-from mlxkv.setting_sources import ChatSettings, SettingSources
-from mlxkv.settings import CACHE_SETTINGS
+from mlxkv.settings.schema import CACHE_SETTINGS
+from mlxkv.settings.setting_sources import ChatSettings, SettingSources
 
 if TYPE_CHECKING:
     from mlxkv.chat.chat import Chat

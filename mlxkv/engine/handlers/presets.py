@@ -1,6 +1,6 @@
 """Handlers for presets: list, take, save, rename, delete. MLX thread.
 
-`mlxkv.presets` owns the files; taking one is a change of the open chat's settings.
+`mlxkv.settings.presets` owns the files; taking one is a change of the open chat's settings.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from mlxkv.engine.context import EngineContext
 from mlxkv.engine.handlers import settings
 from mlxkv.engine.handlers.chats import with_own_system
 from mlxkv.errors import ConfigError, MlxkvError
-from mlxkv.presets import Preset, PresetFolder
 from mlxkv.protocol.events import (
     EngineEvent,
     PresetCard,
@@ -23,7 +22,8 @@ from mlxkv.protocol.events import (
     SettingsApplied,
     SettingsInForce,
 )
-from mlxkv.settings import CHAT_SETTINGS, OF_SESSION, Settings
+from mlxkv.settings.presets import Preset, PresetFolder
+from mlxkv.settings.schema import CHAT_SETTINGS, OF_SESSION, Settings
 
 
 def list_presets(context: EngineContext) -> Iterator[EngineEvent]:

@@ -13,7 +13,7 @@ from mlxkv.engine.handlers.status import session_status
 from mlxkv.errors import MlxkvError
 from mlxkv.protocol.commands import ChangeSettings
 from mlxkv.protocol.events import EngineEvent, SettingsApplied, SettingsInForce
-from mlxkv.setting_sources import SettingSources, Source
+from mlxkv.settings.setting_sources import SettingSources, Source
 
 if TYPE_CHECKING:
     from mlxkv.chat.chat import Chat

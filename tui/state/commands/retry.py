@@ -13,7 +13,7 @@ from typing import Any
 from mlxkv.errors import ConfigError, shortened
 from mlxkv.events import Sibling
 from mlxkv.models import resolve
-from mlxkv.settings import SAMPLING_SETTINGS, Setting, Settings, change, find, schema
+from mlxkv.settings.schema import SAMPLING_SETTINGS, Setting, Settings, change, find, schema
 from mlxkv.text.clean import clean
 from mlxkv.tui.state.labels import short_name
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from mlxkv.errors import ConfigError, ModelNotFoundError
 from mlxkv.models import resolve
 from mlxkv.protocol import commands as cmd
-from mlxkv.setting_sources import Source
-from mlxkv.settings import AT_ONCE, NEW_CACHE, Setting, change, find, schema
+from mlxkv.settings.schema import AT_ONCE, NEW_CACHE, Setting, change, find, schema
+from mlxkv.settings.setting_sources import Source
 from mlxkv.system.regular_file import read_bytes, reason
 from mlxkv.text.encoding import decode
 from mlxkv.tui.state.chat_state import ChatState

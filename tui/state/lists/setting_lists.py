@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from mlxkv.setting_sources import Source
-from mlxkv.settings import AT_ONCE, OF_SESSION, Setting, schema
+from mlxkv.settings.schema import AT_ONCE, OF_SESSION, Setting, schema
+from mlxkv.settings.setting_sources import Source
 from mlxkv.text.clean import clean
 from mlxkv.tui.state.lists.choice_lists import confirm
 from mlxkv.tui.state.lists.choices import Listing, PutPrompt, Row, RunSlash

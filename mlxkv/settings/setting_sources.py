@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from mlxkv.errors import ConfigError, quoted
-from mlxkv.settings import CHAT_SETTINGS, OF_SESSION, Settings, change
+from mlxkv.settings.schema import CHAT_SETTINGS, OF_SESSION, Settings, change
 
 _PRESET = "preset_"  # before the names of a preset's values in a stored table
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from mlxkv.config import Folders, parse_toml, private_folder
 from mlxkv.errors import ConfigError, quoted, shortened
-from mlxkv.settings import CHAT_SETTINGS, Settings, change, schema
+from mlxkv.settings.schema import CHAT_SETTINGS, Settings, change, schema
 from mlxkv.system.regular_file import read_text, reason, write_private
 
 MAX_PRESET = 1 << 20  # bytes

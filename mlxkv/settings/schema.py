@@ -392,7 +392,7 @@ def as_markdown() -> str:
     lines = [
         "# Settings",
         "",
-        "Generated from `mlxkv/settings.py`: `python -m mlxkv.settings > docs/settings.md`.",
+        "Generated from `mlxkv/settings/schema.py`: `python -m mlxkv.settings.schema > docs/settings.md`.",
         "",
         "The value in force is the first of these: the command line (for that run), the environment (`MLXKV_` and",
         "the name in capitals), this chat, its [preset](#presets), `config.toml` (`mlxkv path` prints its folder),",
