@@ -178,7 +178,7 @@ def test_the_peak_of_one_is_not_lost_when_another_begins(thread: RequestThread) 
 def test_steps_are_measured_only_where_nothing_else_takes_memory(
     tiny_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without drafts: whether they pay is a matter of durations, and where they do, too few steps are left to measure."""
+    """Nothing is drafted: whether that pays is a matter of durations, and it leaves too few steps to measure."""
     measured: list[int] = []
     monkeypatch.setattr(in_place, "_LEAST_BUFFER", 1)
     monkeypatch.setattr(InPlace, "_compare", lambda self, taken: measured.append(taken))
