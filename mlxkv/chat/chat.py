@@ -1,7 +1,8 @@
 """Chat: messages in, events out: one turn after another on one KV cache.
 
-Owns the cache and the settings of the next turn, and the session. History owns the messages and goes back in them,
-TurnEvents runs a turn. Going back never destroys: a saved chat continues in a fork. On the MLX thread, except `cancel`.
+Owns the cache and the settings of the next turn. History owns the messages and goes back in them, TurnEvents runs a
+turn, ChatSaving begins the session. Going back never destroys: a saved chat continues in a fork. On the MLX thread,
+except `cancel`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from mlxkv import arguments
 from mlxkv.arguments import optional, public, shown, text
 from mlxkv.cache import row_copies
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.mlx_lm import ImportedCache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.completion import Completion
 from mlxkv.chat.conversation import Conversation, title_of
@@ -28,15 +28,13 @@ from mlxkv.chat.prompts.prefix import ChatPrefix
 from mlxkv.chat.reply import ReplyOptions, prefill_chat
 from mlxkv.chat.reply_gate import ReplyGate
 from mlxkv.chat.runtime import ModelRuntime
+from mlxkv.chat.saving import ChatSaving, Saved
 from mlxkv.chat.tools import Tool
 from mlxkv.chat.turn_events import TurnEvents
 from mlxkv.errors import (
-    CacheError,
     ConfigError,
-    DiskError,
     ModelError,
     PromptError,
-    ReadOnlyError,
     StoreError,
 )
 from mlxkv.events import Branch, Message, Notice, PrefillProgress, Sibling, ToolCall, TurnEvent, TurnFinished
@@ -85,15 +83,13 @@ class Chat:
         tools: Sequence[Tool] = (),
     ) -> None:
         """`began`: the time that the chat template prints; None: now, or the prompt cache's."""
-        self._runtime, self._params, self._autosave = runtime, params or SamplingParams(), autosave
+        self._runtime, self._params, self._saving = runtime, params or SamplingParams(), ChatSaving(autosave)
         self._owner, self._keeps_message = Owner(), False  # see `cancel`
         self._gate = ReplyGate(self._owner)
         self.thinking = think
         self.stats = TurnStats()
         self.restored: Restored | None = None  # the rows restored from disk when the chat was resumed
         self._notices: list[Notice] = []  # of messages that were added since the last reply
-        self._own = ChatSettings()
-        self._system_fork: tuple[str, int, str | None] | None = None  # see `_fork_from`
         system = well_formed(system) if system else None
         prompts = runtime.prompts.with_tools(tools)
         if tools and isinstance(cache, PromptCache):
@@ -141,7 +137,7 @@ class Chat:
         self._history = new
         try:
             if old.conversation.session_id is not None:
-                self._fork_from(old.conversation)
+                self._saving.fork_from(old.conversation, self._saved)
         except BaseException:
             self._history, self.cache = old, old_cache
             raise
@@ -149,28 +145,16 @@ class Chat:
         if rows is not None:
             row_copies.restore(self.cache, rows)
 
-    def _fork_from(self, old: Conversation) -> None:
-        """Save the chat, whose system prompt has changed, as a fork of its session; one that got no turn since the last
-        change is dropped, and so is an empty session."""
-        left, num_turns, last = str(old.session_id), len(old.turns), self._system_fork
-        is_unused = not num_turns or (last is not None and last[:2] == (left, num_turns))
-        parent = (last[2] if last else None) if is_unused else left
-        self._begin(old.title or None, parent, is_version=True)
-        old.close()
-        if is_unused:
-            self._conversation.unsaved.delete(left)
-        self._system_fork = str(self.session_id), num_turns, parent
-
     @property
     def own_settings(self) -> ChatSettings:
         """What a front end's user chose for this chat alone. It is stored with the chat, and applied by `Model.resume`;
         the front ends apply it themselves."""
-        return self._own
+        return self._saving.own
 
     @own_settings.setter
     def own_settings(self, own: ChatSettings) -> None:
         self._owner.check()
-        self._own = own
+        self._saving.own = own
         self._conversation.set_settings(own)
 
     @property
@@ -320,14 +304,14 @@ class Chat:
 
     def begin_with(self, turns: Sequence[TurnRecord], first: int) -> None:
         """`add_turn` each of the messages that a new chat begins with. `first`: the number of the first, for errors."""
-        autosave, self._autosave = self._autosave, False  # nothing is saved if one of them is refused
+        autosave, self._saving.autosave = self._saving.autosave, False  # nothing is saved if one of them is refused
         for i, turn in enumerate(turns, first):
             try:
                 self.add_turn(turn)
             except (PromptError, ModelError) as error:
                 error.args = (f"Message {i}, of the role {turn.role}, does not fit there: {error}",)
                 raise
-        self._autosave = autosave
+        self._saving.autosave = autosave
         if turns and (notice := self._begin_session(title_of(turns[0].text))):
             self._notices.append(notice)
 
@@ -441,7 +425,7 @@ class Chat:
         self._gate.check_idle()
         history = self._history
         history.check_user(turn)
-        text, is_only = history.user_text(turn), self._autosave and history.is_only_message(turn)
+        text, is_only = history.user_text(turn), self._saving.autosave and history.is_only_message(turn)
         history.remove_from(turn)
         if is_only:
             history.return_to(history.empty())
@@ -503,7 +487,7 @@ class Chat:
         self, turn: int, text: str | None, options: ReplyOptions, whole: bool = False
     ) -> Generator[TurnEvent]:
         """Send `text` (None: the same text) instead of message number `turn`."""
-        was, autosaved = self.turns[turn], self._autosave
+        was, autosaved = self.turns[turn], self._saving.autosave
         return self._start(
             options, lambda events: events.of_replacement(turn, was, text, autosaved=autosaved, whole=whole)
         )
@@ -526,7 +510,7 @@ class Chat:
             raise ConfigError(f"There is no message {turn!r} to fork at; this chat has {len(turns)}.")
         fork, kept = twin(self), len(turns) if turn is None else turn + (turns[turn].role != "user")
         fork._gate, fork._history, fork.cache = ReplyGate(self._owner), self._history.fork(kept), self.cache.fork()
-        fork._notices = []
+        fork._notices, fork._saving = [], replace(self._saving)
         self._runtime.chats.add(fork)
         return fork
 
@@ -553,16 +537,16 @@ class Chat:
             system=self.system,
             cache=replace(config, sinks=pinned) if pinned else config,
             params=self._params,
-            autosave=self._autosave,
+            autosave=self._saving.autosave,
             think=self.thinking,
             began=self._history.prefix.began,
             tools=self.tools,
         )
-        twin._own = self._own
+        twin._saving.own = self._saving.own
         twin._history.conversation = self._conversation.with_turns(turns)
         twin._history.prompt_state = state
         if self.session_id is not None:
-            twin._begin(title, parent=self.session_id, pinned=pinned)
+            twin._saving.begin(twin._saved, title, parent=self.session_id, pinned=pinned)
         return twin
 
     @public(turn=arguments.whole)
@@ -633,48 +617,17 @@ class Chat:
         self._gate.check_idle()
         self.cache.check_log()
         title = well_formed(title) if title else None
-        session_id = self._save(None if self.session_id is not None else title)
+        session_id = self._saving.save(self._saved, None if self.session_id is not None else title)
         if title:
             self._conversation.rename(title)
         return session_id
-
-    def _save(self, title: str | None) -> str:
-        if isinstance(self.cache, ImportedCache):
-            raise CacheError("A chat from an imported cache cannot be saved: the ids of its first tokens are unknown.")
-        if self.session_id is None:
-            self._begin(title)
-        if self.cache.log:
-            self._conversation.save_rows(self.cache, wait=True)
-        return str(self.session_id)
-
-    def _begin_session(self, title: str) -> Notice | None:
-        """Save a new chat if `autosave` is on; a notice if it cannot be saved at all."""
-        if not self._autosave or self.session_id is not None:
-            return None
-        try:
-            self._save(title)
-        except ReadOnlyError as error:
-            self._autosave = False
-            return Notice(str(error))
-        except DiskError as error:
-            self._conversation.unsaved.postpone(error)
-        return None
-
-    def _begin(
-        self, title: str | None, parent: str | None = None, pinned: int = 0, *, is_version: bool = False
-    ) -> None:
-        cache, sampling = asdict(self.cache.plan.resolved), asdict(self._params)
-        params: dict[str, Any] = {"cache": cache, "sampling": sampling, "think": self.thinking}
-        params |= {"pinned": pinned} if pinned else {}
-        params |= {"tools": [dict(tool.schema) for tool in self.tools]} if self.tools else {}
-        self._conversation.begin(title, self.system, params, parent, self._history.prefix.began, self._own, is_version)
 
     @public(record=arguments.instance(SessionRecord, advice="`Model.resume` takes an id or a title"))
     def load(self, record: SessionRecord) -> None:
         """Load a stored session: its turns, and as many of its rows as fit; see `read_only`."""
         self._gate.check_idle()
         self._history.load(record)
-        self._own, _ = ChatSettings.read(record.settings, record.preset)
+        self._saving.own, _ = ChatSettings.read(record.settings, record.preset)
         if not self.read_only:
             self.restored = self._conversation.restore_rows(self.cache)
 
@@ -692,7 +645,7 @@ class Chat:
     def detach(self) -> None:
         """Continue without the session: later turns are not saved."""
         self._gate.check_idle()
-        self._autosave = False
+        self._saving.autosave = False
         self._conversation.detach()
 
     @public()
@@ -702,13 +655,13 @@ class Chat:
         The window does so after a minute without a command. Rows are saved after every turn anyway.
         """
         self._gate.check_idle()
-        self._save_states(Occasion.PAUSE)
+        self._saving.save_states(self._saved, Occasion.PAUSE)
 
     @public()
     def close(self) -> str | None:
         """End the reply, save all rows and unlock the session; one sentence if something could not be saved."""
         self._gate.close()
-        notice = self._save_states(Occasion.CLOSING)
+        notice = self._saving.save_states(self._saved, Occasion.CLOSING)
         return self._conversation.close() or notice
 
     def close_with_model(self) -> str | None:
@@ -717,13 +670,6 @@ class Chat:
             return self.close()
         finally:
             self.cache = PromptCache(self.cache.plan, self._runtime.model)
-
-    def _save_states(self, occasion: Occasion) -> str | None:
-        """Save recurrent states; a notice if that failed. Rows are saved after every turn."""
-        cache, conversation = self.cache, self._conversation
-        if not cache.checkpoints.is_needed or not conversation.is_open_here:
-            return None
-        return conversation.save_rows(cache, occasion=occasion, resume_at=self._history.resume_at)[1]
 
     def __enter__(self) -> Chat:
         return self
@@ -765,6 +711,13 @@ class Chat:
             )
 
         return self._gate.start(begin)
+
+    @property
+    def _saved(self) -> Saved:
+        return Saved(self._history, self.cache, self._params, self.thinking)
+
+    def _begin_session(self, title: str) -> Notice | None:
+        return self._saving.save_new(self._saved, title)
 
     def _record(self, stats: TurnStats) -> None:
         self.stats = stats
