@@ -16,7 +16,7 @@ from typing import ClassVar
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.driver import Driver
-from textual.events import Event, Paste
+from textual.events import Event, Key, Paste
 from textual.filter import Monochrome, NoColor
 from textual.screen import Screen
 from textual.theme import Theme
@@ -297,7 +297,10 @@ class ChatApp(App[int], inherit_bindings=False):
     # -- keys --------------------------------------------------------------------------------------------
 
     async def on_event(self, event: Event) -> None:
-        """Clean every paste, as it may also go to one of Textual's own inputs."""
+        """Clean every paste, as it may also go to one of Textual's own inputs; let Ctrl+C close its dialogs."""
+        if isinstance(event, Key) and event.key == "ctrl+c" and self.screen is not self.chat:
+            self.action_interrupt()
+            return
         if isinstance(event, Paste):
             event.text = clean(event.text.replace("\r\n", "\n").replace("\r", "\n"), joined=True)
         await super().on_event(event)
@@ -313,7 +316,8 @@ class ChatApp(App[int], inherit_bindings=False):
 
     def action_interrupt(self) -> None:
         chosen = self.prompt.selected_text or self.screen.get_selected_text() or ""
-        here = Situation(self._generating, self.chat.picker is not None, bool(self.prompt.text), bool(chosen))
+        overlay = self.chat.picker is not None or self.chat.find_bar is not None or self.screen is not self.chat
+        here = Situation(self._generating, overlay, bool(self.prompt.text), bool(chosen), pane=self.chat.has_pane)
         self._act(self._presses.interrupt(here, self.clock()), "ctrl+c again quits", chosen)
 
     @property
@@ -325,7 +329,10 @@ class ChatApp(App[int], inherit_bindings=False):
         match act:
             case Act.STOP if self.state.stop():
                 self.engine.stop()
+            case Act.CLOSE if self.screen is not self.chat:
+                self.screen.dismiss(None)
             case Act.CLOSE:
+                self.chat.action_close_find_bar()
                 self.chat.close_picker()
                 self.chat.close_pane()
             case Act.PAUSE:

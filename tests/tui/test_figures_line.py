@@ -21,8 +21,10 @@ LARGE = TurnStats(  # a hybrid model near the end of its window
 )  # fmt: skip
 
 
-def line(stats: TurnStats, width: int, kv_added: int = 0, version: tuple[int, int] = (1, 1)) -> str:
-    return "".join(figures_line(stats, width, kv_added, version))
+def line(
+    stats: TurnStats, width: int, kv_added: int = 0, version: tuple[int, int] = (1, 1), asked: tuple[int, int] = (1, 1)
+) -> str:
+    return "".join(figures_line(stats, width, kv_added, version, asked=asked))
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,7 @@ def test_flags_and_commands_follow_the_figures() -> None:
     assert line(stopped, 36) == "42.1 tok/s · KV 916 MB · ■ stopped"
     assert line(cut, 75) == "42.1 tok/s · KV 916 MB · TTFT 0.21s · ▲ cut at max-tokens · /continue"
     assert line(cut, 36, version=(2, 3)) == "42.1 tok/s · ▲ cut at max-tokens"
+    assert line(STATS, 200, version=(2, 3), asked=(1, 2)).endswith("7.6s · ‹ question 1/2 › · ‹ 2/3 ›")
 
 
 @pytest.mark.parametrize("stats", [SHORT, LARGE, replace(LARGE, finish_reason="stopped", decode_tps=0.0)])

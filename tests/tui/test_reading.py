@@ -11,7 +11,8 @@ from textual.strip import Strip
 
 from mlxkv.events import Message, TextDelta, TurnFinished
 from mlxkv.protocol.commands import Fork, OpenChat, Retry, Send
-from mlxkv.protocol.events import ChatOpened
+from mlxkv.protocol.events import ChatOpened, Sibling, Versions
+from mlxkv.tui.screens.chat import CURSOR_KEYS
 from mlxkv.tui.screens.link import LinkScreen, host_note, is_web
 from mlxkv.tui.state.transcript.blocks import Kind
 from mlxkv.tui.widgets.find_bar import FindBar, FindInput
@@ -88,6 +89,43 @@ async def test_there_is_no_other_version() -> None:
         await w.pilot.press("alt+up", "[")
         await w.until(lambda: "no other version" in w.bar("activity"))
         assert not w.sent(OpenChat)
+
+
+@pytest.mark.slow
+async def test_the_cursor_stays_while_versions_are_turned() -> None:
+    """It once left after the first, and the second `[` was typed into the prompt."""
+    async with window(FakeEngine(manual=True)) as w:
+        versions = tuple(Sibling(f"v{i}", "two", float(i), i == 2) for i in range(3))
+        w.engine.say([Versions(((), versions))])
+        await chat(w, "one", "two")
+        await w.pilot.press("alt+up")
+        for turned in (1, 2):
+            await w.pilot.press("[")
+            await w.until(lambda n=turned: len(w.sent(OpenChat)) == n and w.app.state.session_id == "v1")
+            await w.pilot.pause()
+            assert (w.app.transcript.cursor, w.app.prompt.text) == (1, "")
+        assert CURSOR_KEYS[:50] in w.bar("activity")
+        w.engine.history = w.engine.history[:1]  # this version has no reply
+        await w.pilot.press("[")
+        await w.until(lambda: w.app.focused is w.app.prompt)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [["ctrl+f"], ["ctrl+k"], ["f1"], ["ctrl+p"]])
+async def test_ctrl_c_closes_what_is_open_and_then_arms(keys: list[str]) -> None:
+    def is_clear() -> bool:
+        chat = w.app.chat
+        return (chat.find_bar, chat.picker, chat.has_pane, w.app.screen) == (None, None, False, chat)
+
+    async with window() as w:
+        await w.pilot.press(*keys)
+        await w.until(lambda: not is_clear())
+        await w.pilot.press("ctrl+c")
+        await w.until(is_clear)
+        assert "quits" not in w.bar("activity")
+        await w.until(lambda: w.app.focused is w.app.prompt)
+        await w.pilot.press("ctrl+c")
+        await w.until(lambda: "ctrl+c again quits" in w.bar("activity"))
 
 
 @pytest.mark.slow

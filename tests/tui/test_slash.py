@@ -216,12 +216,22 @@ def test_versions_are_counted_under_the_reply_and_can_be_stepped_through(state: 
     state.apply(ChatOpened("c0", "Numbers", CHAT))
     sent(state)
     figures = [block for block in state.transcript.take_change().settled if block.kind is Kind.STATS]
-    assert [block.version for block in figures] == [(1, 2), (3, 3)]  # the second: of the question before it
+    assert [(block.version, block.asked) for block in figures] == [((1, 2), (1, 1)), ((1, 1), (3, 3))]
     assert state.open_version(1, 1)
     assert state.open_version(3, -1)
     assert sent(state) == [cmd.OpenChat("c1"), cmd.OpenChat("c1")]
     assert not state.open_version(1, -1)
     assert not state.open_version(0, 1)
+    assert not state.open_version(2, 1)  # the reply before a question has other versions, which are not its own
+
+
+def test_past_the_last_reply_to_a_question_the_next_question_follows(state: ChatState) -> None:
+    state.apply(Versions((versions_of(True, False), versions_of(False, True))))
+    state.apply(ChatOpened("c1", "Numbers", CHAT[:2]))
+    sent(state)
+    assert state.open_version(1, 1)
+    assert state.open_version(1, -1)
+    assert sent(state) == [cmd.OpenChat("c1"), cmd.OpenChat("c0")]
 
 
 def test_a_reply_that_goes_on_has_no_new_question(state: ChatState) -> None:

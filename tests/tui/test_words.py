@@ -85,8 +85,10 @@ def test_escape() -> None:
 def test_interrupt() -> None:
     presses = Presses()
     assert presses.interrupt(Situation(generating=True, text=True, selection=True), 0.0) is Act.COPY
+    assert presses.interrupt(Situation(generating=True, overlay=True, text=True), 0.1) is Act.CLOSE
     assert presses.interrupt(Situation(generating=True, text=True), 0.1) is Act.CLEAR
     assert presses.interrupt(Situation(generating=True), 0.2) is Act.STOP
+    assert presses.interrupt(Situation(pane=True), 0.25) is Act.CLOSE
     assert presses.interrupt(Situation(), 0.3) is Act.ARM
     assert presses.interrupt(Situation(), 1.2) is Act.QUIT
     presses = Presses()

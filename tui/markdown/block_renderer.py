@@ -103,7 +103,7 @@ class Renderer:
                 rows += [_row(*line, margin=EDGE + 2) for line in _whole_gaps(code)]
             case Kind.STATS:
                 assert block.stats is not None
-                found = figures_line(block.stats, room, block.kv_added, block.version, block.made_with)
+                found = figures_line(block.stats, room, block.kv_added, block.version, block.made_with, block.asked)
                 rows += [_row(*line) for line in wrap([Segment(found[0]), Segment(found[1], muted)], room)]
             case Kind.THOUGHT:
                 rows += _with_sign(

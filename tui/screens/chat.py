@@ -97,6 +97,7 @@ class ChatScreen(Screen[None]):
         self.wants_panel = self._is_covered = False
         self._hint: tuple[str, float] = ("", 0.0)  # and until when
         self._typed = ""
+        self._turns_to: int | None = None  # the message whose other version will be shown
         self._tail: list[object] = []
 
     def compose(self) -> ComposeResult:
@@ -129,8 +130,9 @@ class ChatScreen(Screen[None]):
         self._send()
         state, change = self.state, self.state.transcript.take_change()
         position = self.transcript.position() if change.keeps_position else None
+        turned_to, self._turns_to = (self._turns_to, None) if change.cleared else (None, self._turns_to)
         if change.cleared:
-            self.transcript.clear()
+            self.transcript.clear(turned_to)
             self.close_picker()
             if self.pane.report is not None and self.pane.report.is_of_chat:
                 self.close_pane()
@@ -139,7 +141,9 @@ class ChatScreen(Screen[None]):
         if change.cleared or change.settled or change.tail != self._tail:
             self.transcript.update_blocks(change.settled, change.tail, change.answer)
             self._tail = list(change.tail)
-            if position is not None:
+            if turned_to is not None:
+                self.transcript.show_cursor()
+            elif position is not None:
                 self.transcript.scroll_to_position(*position)
             self._show_match_count()
         self.transcript.show_rule(state.transcript.rule)
@@ -224,9 +228,11 @@ class ChatScreen(Screen[None]):
         left, right = state.activity(width)
         if self.picker is not None and not hint:
             right = self.picker.listing.hint
+        elif self.find_bar is not None:
+            right = self.find_bar.KEYS
         if hint:
             left, right = (left, hint) if left else (hint, "")
-        elif self.picker is None and not self.transcript.view.follow:
+        elif self.picker is None and self.find_bar is None and not self.transcript.view.follow:
             right = "End ↓ to follow" if state.transcript.reply else "End ↓"
         self.activity.show(f" {left}" if left else "", f"{right} ")
 
@@ -330,8 +336,10 @@ class ChatScreen(Screen[None]):
                 state.submit(cmd.Fork(number))
                 self.transcript.action_leave_cursor()
             case "older" | "newer":
-                if not state.open_version(number, -1 if message.action == "older" else 1):
-                    self.show_hint("There is no other version of this message.")
+                if state.open_version(number, -1 if message.action == "older" else 1):
+                    self._turns_to = number
+                else:
+                    self.show_hint("There is no other version of this message that way.")
         if not is_done:
             self.show_hint("This message cannot be changed that way.")
         self.sync()
@@ -388,6 +396,7 @@ class ChatScreen(Screen[None]):
             return
         self.find_bar = FindBar(words)
         self.main.mount(self.find_bar, after=self.transcript)
+        self.show()
 
     def on_input_changed(self, event: Input.Changed) -> None:
         if self.find_bar is not None:  # it may be closed by now
@@ -405,8 +414,9 @@ class ChatScreen(Screen[None]):
         if self.find_bar is not None:
             self.find_bar.remove()
             self.find_bar = None
-        self.transcript.find("")
-        self.prompt.focus()
+            self.transcript.find("")
+            self.prompt.focus()
+            self.show()
 
     def _show_match_count(self) -> None:
         if self.find_bar is not None:

@@ -13,22 +13,29 @@ from mlxkv.tui.state.lists.choices import cut
 
 _BRIGHT = ("rate", "kv")
 _DROPPED = (  # the first one first
-    "time", "drafted", "growth", "retry", "prompt", "tokens", "made_with", "ttft", "continue", "cut", "kv", "version",
-    "rate",
+    "time", "drafted", "growth", "retry", "prompt", "tokens", "made_with", "ttft", "continue", "cut", "asked", "kv",
+    "version", "rate",
 )  # fmt: skip
 _MADE_WITH = 24  # cells
 _COMMANDS = {"length": ("continue",), "stopped": ("retry", "continue")}
 
 
 def figures_line(
-    stats: TurnStats, width: int, kv_added: int = 0, version: tuple[int, int] = (1, 1), made_with: str = ""
+    stats: TurnStats,
+    width: int,
+    kv_added: int = 0,
+    version: tuple[int, int] = (1, 1),
+    made_with: str = "",
+    asked: tuple[int, int] = (1, 1),
 ) -> tuple[str, str]:
     """The speed and the KV of a reply, which are drawn brighter, and the rest of its line: `width` cells at most.
 
-    `made_with`: the model or the settings in which this version differs from the others.
+    `made_with`: the model or the settings in which this version differs from the others. `asked`: which of the
+    questions in its place it answers.
     """
     parts = stat_parts(stats, kv_added)
     shorter = {"growth": ("kv", stat_parts(stats)["kv"]), "made_with": ("version", _version(version))}
+    parts["asked"] = _version(asked).replace("‹ ", "‹ question ")
     parts["version"] = _version(version, made_with)
     parts |= {name: f"/{name}" for name in _COMMANDS.get(stats.finish_reason, ())}
     for name in _DROPPED:

@@ -24,7 +24,7 @@ class Act(StrEnum):
 @dataclass
 class Situation:
     generating: bool = False
-    overlay: bool = False
+    overlay: bool = False  # a list, a search or a dialog has the keys
     text: bool = False
     selection: bool = False
     editing: bool = False
@@ -62,8 +62,14 @@ class Presses:
         return Act.ARM
 
     def interrupt(self, here: Situation, now: float) -> Act:
-        """Copy a selection, else clear the prompt, else stop the reply, else quit on the second press."""
-        for condition, act in ((here.selection, Act.COPY), (here.text, Act.CLEAR), (here.generating, Act.STOP)):
+        """Copy a selection, close a list, clear the prompt, stop the reply, close the pane; else the second quits."""
+        for condition, act in (
+            (here.selection, Act.COPY),
+            (here.overlay, Act.CLOSE),
+            (here.text, Act.CLEAR),
+            (here.generating, Act.STOP),
+            (here.pane, Act.CLOSE),
+        ):
             if condition:
                 self._interrupt = float("-inf")
                 return act

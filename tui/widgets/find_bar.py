@@ -16,6 +16,8 @@ from mlxkv.text.clean import clean
 class FindInput(Input):
     """Deletes and moves in the order of keys. Textual sends those actions to the app, and letters overtake them."""
 
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+f", "select_all", "Search anew", id="find.new")]
+
     async def _on_key(self, event: Key) -> None:
         bound = None if event.is_printable else self.screen.active_bindings.get(event.key)
         if bound is not None and bound.node is self and bound.binding.action.startswith(("delete_", "cursor_")):
@@ -27,7 +29,9 @@ class FindInput(Input):
 
 
 class FindBar(Horizontal):
-    """Mounted while searching; the screen searches at each letter."""
+    """Mounted while searching; the screen searches at each letter, and shows `KEYS`."""
+
+    KEYS: ClassVar = "⏎ next · shift+⏎ previous · esc close"
 
     DEFAULT_CSS = """
     FindBar {
@@ -46,7 +50,7 @@ class FindBar(Horizontal):
 
     def __init__(self, words: str = "") -> None:
         super().__init__()
-        self.input = FindInput(clean(words), placeholder="Search in this chat · ⏎ next · shift+⏎ previous · esc close")
+        self.input = FindInput(clean(words), placeholder="Search in this chat")
         self._count = Static("", classes="find-count", markup=False)
 
     def compose(self) -> ComposeResult:

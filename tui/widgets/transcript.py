@@ -91,11 +91,12 @@ class Transcript(Vertical, can_focus=False):
 
     # -- content -----------------------------------------------------------------------------------------
 
-    def clear(self) -> None:
+    def clear(self, turned_to: int | None = None) -> None:
+        """Remove everything; the cursor stays if it is at message `turned_to`, of which another version follows."""
         self.view.clear()
         self._rule = self._unruled = None
         self.finder.cell = None
-        if self.cursor is not None:
+        if self.cursor not in (None, turned_to):
             self.action_leave_cursor()
 
     def update_blocks(self, settled: Sequence[Block], tail: Sequence[Block] = (), answer: int | None = None) -> None:
@@ -196,6 +197,15 @@ class Transcript(Vertical, can_focus=False):
         self.painter.mark(message)
         self.view.show_line(self._message_line(message))
         self.post_message(self.CursorMoved(message))
+
+    def show_cursor(self) -> None:
+        """Scroll to the cursor, or leave it if its message is not here."""
+        if self.cursor is None:
+            return
+        if next(self.lines.of_message(self.cursor), None) is None:
+            self.action_leave_cursor()
+        else:
+            self.view.show_line(self._message_line(self.cursor))
 
     def action_leave_cursor(self, typed: str = "") -> None:
         self.can_focus = False

@@ -13,7 +13,7 @@ KEYS = (
     ("Enter", "send, or queue while a reply runs"),
     ("Ctrl+J", "new line (also Shift+Enter, Alt+Enter, \\ Enter)"),
     ("Esc", "close a pane, stop the reply; twice clears the prompt, or goes back to a message"),
-    ("Ctrl+C", "copy the selection, clear, stop; twice quits"),
+    ("Ctrl+C", "copy the selection, close a list, clear, stop; twice quits"),
     ("Ctrl+D", "quit when the prompt is empty"),
     ("↑ ↓ Ctrl+R", "earlier prompts, search them; ↑ also edits a queued one"),
     ("Ctrl+G", "write the prompt in $EDITOR"),

@@ -62,6 +62,7 @@ class Block:
     folded: bool = True  # for reasoning and long questions
     message: int = NO_MESSAGE
     version: tuple[int, int] = (1, 1)  # of stats: number and count of the replies to the same question
+    asked: tuple[int, int] = (1, 1)  # of stats: the same of the questions in its place
     made_with: str = ""  # of stats: the model or the settings in which the reply differs from the other versions
     is_open: bool = False  # Markdown that is still growing
     is_muted: bool = False  # the model no longer attends to it

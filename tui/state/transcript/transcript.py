@@ -190,19 +190,20 @@ class TranscriptModel:
     # -- versions ----------------------------------------------------------------------------------------
 
     def version(self, message: int, step: int) -> ev.Sibling | None:
-        """The previous (-1) or next (1) version of a message or, if it has only one, of the question before it."""
-        number, of = self._version(message)
-        found = self.versions[of] if of < len(self.versions) else ()
-        target = number - 1 + step
-        return found[target] if 0 <= target < len(found) else None
+        """The previous (-1) or next (1) version of a message; past the last one of a reply, that of its question."""
+        for of in (message, message - 1)[: 1 + self._is_reply(message)]:
+            target = self._version(of)[0] - 1 + step
+            if 0 <= target < self._version(of)[1]:
+                return self.versions[of][target]
+        return None
 
     def _version(self, message: int) -> tuple[int, int]:
-        """The number of the current version (from 1), and the message that has versions."""
-        for number in (message, message - 1):
-            found = self.versions[number] if 0 <= number < len(self.versions) else ()
-            if len(found) > 1:
-                return next((i for i, sibling in enumerate(found, 1) if sibling.is_current), 1), number
-        return 1, message
+        """The number of the current version of a message, from 1, and their count."""
+        found = self.versions[message] if 0 <= message < len(self.versions) else ()
+        return next((i for i, sibling in enumerate(found, 1) if sibling.is_current), 1), max(1, len(found))
+
+    def _is_reply(self, message: int) -> bool:
+        return 0 <= message < len(self.messages) and self.messages[message].role == "assistant"
 
     # -- blocks ------------------------------------------------------------------------------------------
 
@@ -218,11 +219,10 @@ class TranscriptModel:
     def _add_stats(self, stats: TurnStats, message: int) -> None:
         live = stats.cache_live_bytes
         added = live - self._kv_before if self._kv_before else 0
-        number, of = self._version(message)
-        found = self.versions[of] if of < len(self.versions) else ()
-        made_with = version_labels(found)[number - 1] if len(found) > 1 else ""
+        number, count = self._version(message)
+        made_with = version_labels(self.versions[message])[number - 1] if count > 1 else ""
         block = Block(Kind.STATS, "", stats=stats, kv_added=max(0, added), message=message, made_with=made_with)
-        self._append([replace(block, version=(number, max(1, len(found))))])
+        self._append([replace(block, version=(number, count), asked=self._version(message - 1))])
         self._kv_before = live
 
     def _append(self, blocks: list[Block]) -> None:
