@@ -56,6 +56,15 @@ def test_the_version_continued_last_is_the_chat(store: SessionStore, first: str)
     ]
 
 
+def test_the_versions_of_a_renamed_chat_are_named_by_where_they_depart(store: SessionStore, first: str) -> None:
+    """All were once called by its title."""
+    store.sessions.rename(first, "mine")
+    retried = version(store, first, 2, "why?", "BECAUSE")
+    assert branches(store, first) == [(first, "mine"), (retried, "another reply to “why?”")]
+    store.sessions.rename(retried, "yours")
+    assert branches(store, first) == [(first, "mine"), (retried, "yours")]
+
+
 def test_a_fork_is_a_chat_named_by_its_question(store: SessionStore, first: str) -> None:
     fork = say(store, store.fork(first, 2), "how?", "THUS")
     again = version(store, fork, 2, "how so?", "THUS")

@@ -45,11 +45,11 @@ def tree(db: sqlite3.Connection, session_id: str) -> tuple[Branch, ...]:
     for row in rows:
         *columns, flags = row
         id, parent, departure = row[0], row[2], found.get(row[0])
-        own = departure is None or has_own_title(flags, titles[id], titles.get(parent, ""))
+        version, parent_title = is_version(parent, flags, departure), titles.get(parent, "")
+        inherited = version and titles[id] == parent_title  # which all versions of a named chat are called
+        own = departure is None or (has_own_title(flags, titles[id], parent_title) and not inherited)
         name = titles[id] if own or departure is None else departure.text
-        children[parent].append(
-            Branch(*columns, is_current=id == session_id, name=name, is_version=is_version(parent, flags, departure))
-        )
+        children[parent].append(Branch(*columns, is_current=id == session_id, name=name, is_version=version))
     out: list[Branch] = []
     waiting = children[None][::-1]
     while waiting:
