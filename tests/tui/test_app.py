@@ -93,6 +93,10 @@ async def test_an_empty_chat_offers_the_last_ones() -> None:
         await w.until(lambda: isinstance(w.app.focused, Picker))
         await w.pilot.press("enter")
         await w.until(lambda: OpenChat("c1") in w.engine.commands)
+        w.engine.say([ChatOpened("c1", "Rust lifetimes", (), prompt="why")])  # back before its first question
+        await w.until(lambda: w.app.prompt.text == "why")  # which Enter sends
+        assert "is ready" in w.screen()
+        assert "⏎ opens an earlier chat" not in w.screen()
 
 
 @pytest.mark.slow

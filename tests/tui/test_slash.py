@@ -204,6 +204,12 @@ def test_rewinding_offers_ones_own_messages_and_puts_the_text_back(state: ChatSt
     assert state.put == "two"
 
 
+def test_a_fork_says_that_it_is_one(state: ChatState) -> None:
+    run(state, "fork", "")
+    state.apply(ChatOpened("c2", "Numbers (2)", CHAT))
+    assert lines(state)[-1] == "This is a copy; “Numbers” stays as it is, and /tree leads back to it."
+
+
 def versions_of(*current: bool) -> tuple[Sibling, ...]:
     return tuple(Sibling(f"c{i}", "text", float(i), here) for i, here in enumerate(current))
 
@@ -311,7 +317,8 @@ def test_renaming_another_chat_from_the_sidebar(state: ChatState) -> None:
 def test_a_chat_open_elsewhere_can_only_be_forked(state: ChatState) -> None:
     state.submit(cmd.OpenChat("c1"))
     state.apply(ChatOpened("c1", "Numbers", CHAT, read_only="Session c1 is open in process 7."))
-    assert "Read-only until it is closed there; /fork" in lines(state)[-1]
+    said = "This chat is open in another mlxkv. Read-only until it is closed there; /fork continues in a copy."
+    assert lines(state)[-1] == said
     assert "/fork" in state.refusal()
     sent(state)
     state.prompt("three")

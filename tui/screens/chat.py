@@ -186,7 +186,8 @@ class ChatScreen(Screen[None]):
         is_picking = self.picker is not None and not self.picker.listing.beside
         self.welcome.display = is_empty and not is_picking
         self.transcript.display = not is_empty and not is_picking
-        titles = tuple(chat.name for chat in latest_first(state.chats)[:3]) if self.welcome.display else ()
+        is_new = self.welcome.display and not state.transcript.title  # not a chat that went back before its start
+        titles = tuple(chat.name for chat in latest_first(state.chats)[:3]) if is_new else ()
         self.welcome.show(state.model, state.is_ready, state.is_loading, titles)
         for view in (self.transcript.view, self.pane.view, self.picker):
             if view is not None and view.display:

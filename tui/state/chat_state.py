@@ -353,9 +353,11 @@ class ChatState:
         self.adapter = event.adapter
 
     def _open_chat(self, event: ev.ChatOpened) -> None:
+        is_fork = self._is_running(cmd.Fork)
         self.complete(cmd.NewChat, cmd.OpenChat, cmd.Rewind, cmd.Fork)
         was_read_only = bool(self.read_only) and event.session_id == self.session_id
         is_changed = self._is_running(cmd.ChangeSettings, cmd.TakePreset)
+        forked = self.transcript.title if is_fork else ""
         self.transcript.show_chat(event, keeps_position=was_read_only, keeps_notices=is_changed)
         self.session_id, self.read_only = event.session_id, clean(event.read_only)
         self.editing, self.put = None, as_typed(event.prompt) or self.put
@@ -366,10 +368,12 @@ class ChatState:
         )  # fmt: skip
         if self.read_only:
             self.transcript.add_notice(
-                f"{self.read_only} Read-only until it is closed there; /fork continues in a copy."
+                "This chat is open in another mlxkv. Read-only until it is closed there; /fork continues in a copy."
             )
         elif was_read_only:
             self.transcript.add_notice("The other mlxkv has closed this chat: you can continue here.")
+        if forked:
+            self.transcript.add_line(f"This is a copy; “{forked}” stays as it is, and /tree leads back to it.")
 
     def _return_message(self, text: str) -> int | None:
         """Undo a turn without a reply: put `text` back into the prompt. Returns the message to replace, if any."""

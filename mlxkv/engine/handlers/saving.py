@@ -20,7 +20,7 @@ def show_saved(context: EngineContext) -> Iterator[EngineEvent]:
     problem = ""
     with context.store() as store:
         if chat is not None and chat.read_only:
-            problem = f"{chat.read_only} That one saves it."
+            problem = "This chat is open in another mlxkv, which saves it."
         elif chat is not None and chat.is_behind:
             problem = "The last messages are in memory only, because the disk is full: free some space."
         elif chat is not None:
