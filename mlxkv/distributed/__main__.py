@@ -7,9 +7,11 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from mlxkv.distributed.control import SIGN_OF_LIFE_SECONDS, temporary
-from mlxkv.distributed.start import follow_by_table, joined
+from mlxkv.distributed.control import ALIVE, READY, SIGN_OF_LIFE_SECONDS, temporary
+from mlxkv.distributed.doorkeeper import doorkeeper
 from mlxkv.errors import MlxkvError
 
 
@@ -20,13 +22,21 @@ def main() -> None:
     calls = threading.Semaphore(0)  # rank 0 may call again before this process has slept
     threading.Thread(target=_listen, args=(calls,), daemon=True).start()
     threading.Thread(target=_tell, daemon=True).start()
+    from mlxkv.distributed.start import follow_by_table, joined  # takes seconds, in which rank 0 may end
+
+    @contextmanager
+    def joining() -> Iterator[None]:
+        os.write(1, READY)
+        calls.acquire()  # until all are ready: whoever joins can be ended only from outside
+        with doorkeeper([os.dup(0)], ()):
+            yield
 
     def sleep() -> bool:
         calls.acquire()
         return True
 
     try:
-        link = joined()
+        link = joined(joining())
         assert link is not None
         follow_by_table(link, sleep)
     except MlxkvError as error:
@@ -52,7 +62,7 @@ def _listen(calls: threading.Semaphore) -> None:
 def _tell() -> None:
     while True:
         try:
-            os.write(1, b".")
+            os.write(1, ALIVE)
         except OSError:
             os._exit(1)
         time.sleep(SIGN_OF_LIFE_SECONDS)

@@ -1,8 +1,8 @@
 """Control: rank 0 starts the other processes, here or over ssh, wakes them, and notices which one is gone.
 
 Each has a pipe from rank 0, which closes however rank 0 ends, and ends with it; and one back, in which it says once a
-second that it is alive. Over ssh both are ssh's own: nothing listens for strangers. Threads of its own; any thread may
-call it.
+second that it is alive, and once that it can join. Over ssh both are ssh's own: nothing listens for strangers. Threads
+of its own; any thread may call it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mlxkv.distributed.doorkeeper import doorkeeper
 from mlxkv.distributed.group import FILE_PREFIX
 from mlxkv.distributed.hosts import Host, Hosts
 from mlxkv.errors import MachineError, first_line
 
 SIGN_OF_LIFE_SECONDS = 1.0
+ALIVE, READY = b".", b"r"  # what the others say
 _HUNG_SECONDS = 60.0  # without a sign of life
 _GONE_SECONDS = 2.0  # that the end of a process may be noticed later than the end of its connection
 _PORTS = (33_000, 60_000)
@@ -46,10 +49,12 @@ class Control:
         self._gone: list[int] = []  # ranks, in the order they ended
         self._changed = threading.Condition()
         self._seen = [time.monotonic()] * len(hosts.hosts)
-        self._started_ranks = {0}
+        self._ready_ranks = {0}
         self._errors = [""] * len(hosts.hosts)
         self._is_closing = False
-        variables, files = hosts.environ(random.randrange(*_PORTS))
+        port = random.randrange(*_PORTS)
+        variables, files = hosts.environ(port)
+        self._own_addresses = [f"{ip}:{port + n}" for n, ip in enumerate(hosts.hosts[0].ips)]  # where MLX listens
         os.environ.update(variables)
         self._set_own(files)
         self._processes = {
@@ -85,19 +90,24 @@ class Control:
 
     # -- any thread --------------------------------------------------------------------------------------------------
 
-    def wait_until_started(self) -> None:
-        """Wait for the first sign of life of each.
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """Wait until each can join the group, and let them; in here this process joins.
 
         Raises:
             MachineError: one ended before, with what it said: over ssh perhaps that it lets no one in.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._gone or len(self._started_ranks) == len(self.hosts.hosts))
+            self._changed.wait_for(lambda: self._gone or len(self._ready_ranks) == len(self.hosts.hosts))
         if found := self.gone() if self._gone else None:
             raise MachineError(
                 f"{self.hosts.hosts[found[0]].ssh} ended at once ({found[1] or 'it said nothing'}); check that ssh "
                 "reaches it without a password, and that mlxkv is installed there."
             )
+        pipes = [process.stdout.fileno() for process in self._processes.values() if process.stdout is not None]
+        with doorkeeper(pipes, self._own_addresses):
+            self.call()
+            yield
 
     def call(self) -> None:
         """Wake all."""
@@ -131,11 +141,11 @@ class Control:
 
     def _read_signs(self, rank: int, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        while os.read(process.stdout.fileno(), 64):
+        while told := os.read(process.stdout.fileno(), 64):
             self._seen[rank] = time.monotonic()
-            if rank not in self._started_ranks:
+            if READY in told:
                 with self._changed:
-                    self._started_ranks.add(rank)
+                    self._ready_ranks.add(rank)
                     self._changed.notify_all()
         process.wait()
         self._note_gone(rank)

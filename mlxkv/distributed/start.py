@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,17 +41,18 @@ def start_hosts(path: Path) -> None:
     atexit.register(control.close)
 
 
-def joined() -> Link | None:
+def joined(joining: AbstractContextManager[None] | None = None) -> Link | None:
     """This process's end of the group, which is joined at the first call; None: the process was started alone.
+
+    `joining`: what else happens meanwhile, in a process that rank 0 started.
 
     Raises:
         MachineError: the others cannot be reached.
     """
     if not _joined:
         control = _controls[0] if _controls else None
-        if control is not None:
-            control.wait_until_started()
-        group = join_group()
+        with (control.joining() if control is not None else None) or joining or nullcontext():
+            group = join_group()
         if group is None:
             return None
         link = Link(group, control)
