@@ -722,7 +722,9 @@ def load(
     else:
         from mlxkv.distributed.start import load_together  # as few imports as possible on one machine
 
-        loaded = load_together(os.fspath(name), distributed, load_part, limited=limited, adapter=adapter)
+        loaded = load_together(
+            os.fspath(name), distributed, load_part, limited=limited, adapter=adapter, folders=folders
+        )
     if isinstance(draft, bool):
         return Model(loaded, folders, limited=limited, draft=draft)
     device = device or current_device()

@@ -10,7 +10,7 @@ import copy
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from mlxkv.arguments import public, text
 from mlxkv.cache.groups.layer_groups import Group, make_groups
 from mlxkv.cache.groups.state_group import StateGroup
 from mlxkv.cache.interchange import PromptText
+from mlxkv.cache.peers import Peers
 from mlxkv.cache.planning.plan import CachePlan
 from mlxkv.cache.planning.probe import leaves
 from mlxkv.cache.recurrent.checkpoints import Checkpoints
@@ -46,6 +47,11 @@ from mlxkv.stats import bytes_text, plural
 from mlxkv.system.inspection import copies, hides, twin
 from mlxkv.system.thread_owner import Owner
 from mlxkv.token_ids import TokenIds, TokenLog, common_prefix
+
+IN_NO_FILE = (
+    "Prompt caches of a model that is split between machines are in no file; save a chat instead, or load the model on "
+    "one machine."
+)
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,8 @@ class PromptFiles(Protocol):
 
 
 @hides(
-    "prompt", "groups", "checkpoints", "num_moves", "unsaved", "check_model", "in_use", "ring_nbytes", "growth",
-    "largest_buffer", "unallocated_nbytes", "num_unattended", "tokens_to_boundary", "make_room", "needs_room",
+    "prompt", "peers", "groups", "checkpoints", "num_moves", "unsaved", "check_model", "in_use", "ring_nbytes",
+    "growth", "largest_buffer", "unallocated_nbytes", "num_unattended", "tokens_to_boundary", "make_room", "needs_room",
     "num_left", "check_length", "advance", "begin_turn", "checkpoint", "reuse", "num_draftable", "mark", "take_back",
     "recover", "layout", "begin_restore", "finish_restore",
 )  # fmt: skip
@@ -97,6 +103,7 @@ class PromptCache:
         self.plan = plan
         self._owner = Owner()
         self.prompt: PromptText | None = None  # set and read by the chat; not used here
+        self.peers: Peers | None = None  # of a model that is split between machines
         self.log = TokenLog()
         self.layers: list[Any] = plan.make(model)
         self.num_moves = 0  # how often `make_room` had something to look at
@@ -147,7 +154,10 @@ class PromptCache:
 
         Raises:
             CacheError: they were fed by something that does not write the log, such as mlx-lm's own loop.
+            MachineError: another machine, which has a part of the model, is gone.
         """
+        if self.peers is not None:
+            self.peers.check()
         if fed := self._log_mismatch():
             raise CacheError(
                 f"The layers of this cache hold {fed} and its log {self.offset:,}: they were fed by another loop; "
@@ -312,19 +322,22 @@ class PromptCache:
 
     def advance(self, ids: Sequence[int]) -> None:
         """Record that the model was fed `ids`."""
+        if self.peers is not None:
+            self.peers.fed(ids)
         self.log.extend(ids)
         if self.checkpoints.is_needed:
             self._note_state()
             if self.checkpoints.is_far_back(self.offset):
-                self.checkpoint()
+                self._take_checkpoint()
             elif self.checkpoints.is_over_budget:
                 self.checkpoints.thin(self.offset, self._floor)
 
     def begin_turn(self, *, is_prefix: bool = False) -> None:
         """Mark the start of a turn, to rewind to later; see `checkpoint`."""
         if self.checkpoints.is_needed:
-            self.checkpoints.begin_turn(self.offset)
-            self.checkpoint(is_prefix=is_prefix)
+            with self._told("begin_turn", is_prefix):
+                self.checkpoints.begin_turn(self.offset)
+                self._take_checkpoint(is_prefix)
 
     def checkpoint(self, *, is_prefix: bool = False) -> None:
         """Take a checkpoint, to rewind to later, such as before a reply. Free without recurrent layers.
@@ -334,8 +347,16 @@ class PromptCache:
                 never dropped for others.
         """
         if self.checkpoints.is_needed:
-            self.checkpoints.take(self.offset, is_prefix=is_prefix)
-            self.checkpoints.thin(self.offset, self._floor)
+            with self._told("checkpoint", is_prefix):
+                self._take_checkpoint(is_prefix)
+
+    def _take_checkpoint(self, is_prefix: bool = False) -> None:
+        self.checkpoints.take(self.offset, is_prefix=is_prefix)
+        self.checkpoints.thin(self.offset, self._floor)
+
+    def _told(self, name: str, a: int = 0, b: int = 0) -> AbstractContextManager[None]:
+        """See Peers.told."""
+        return nullcontext() if self.peers is None else self.peers.told(name, a, b)
 
     # -- rewinding -----------------------------------------------------------------------------------------------------
 
@@ -399,11 +420,12 @@ class PromptCache:
         if not target:
             self.reset()
             return 0
-        self._rewind_rows(self.offset - target)
-        if checkpoint := self.checkpoints.newest(target, target):
-            self.checkpoints.restore(checkpoint)
-        self.log.cut(target)
-        self._note_state()
+        with self._told("rewind", target):
+            self._rewind_rows(self.offset - target)
+            if checkpoint := self.checkpoints.newest(target, target):
+                self.checkpoints.restore(checkpoint)
+            self.log.cut(target)
+            self._note_state()
         return target
 
     def _rewind_rows(self, num_tokens: int) -> None:
@@ -435,17 +457,22 @@ class PromptCache:
         now, else none. The log ends before these; it may have had the tokens or not.
         """
         left = 0 if self.checkpoints.is_needed else keep
-        if left < len(fed):
-            self._rewind_rows(len(fed) - left)
-        for cache, state in zip(self.checkpoints.caches, mark.states, strict=True):
-            restore_snapshot(cache, state)
-        self.log.cut(mark.offset + left)
-        self.checkpoints.cut(mark.offset)
-        self._note_state()
+        with self._told("take_back", len(fed), keep):
+            if left < len(fed):
+                self._rewind_rows(len(fed) - left)
+            for cache, state in zip(self.checkpoints.caches, mark.states, strict=True):
+                restore_snapshot(cache, state)
+            self.log.cut(mark.offset + left)
+            self.checkpoints.cut(mark.offset)
+            self._note_state()
         return fed[left:keep]
 
     def recover(self) -> None:
         """Rewind, after a model call that raised, to the tokens that every layer holds; else forget all tokens."""
+        with self._told("recover", self.offset):
+            self._recover()
+
+    def _recover(self) -> None:
         target = self.offset
         if self.checkpoints.is_needed:
             checkpoint = self.checkpoints.newest(target)
@@ -485,14 +512,15 @@ class PromptCache:
     @public()
     def reset(self) -> None:
         """Forget all tokens; ring buffers stay allocated."""
-        self.log.clear()
-        self.checkpoints.clear()
-        self._noted, self._next_flush, self._room = None, 0, 0
-        for cache, empty in zip(leaves(self.layers), self._empty, strict=True):
-            if isinstance(cache, RingKVCache):
-                cache.reset()
-            elif empty is not None:
-                restore_snapshot(cache, empty)
+        with self._told("reset"):
+            self.log.clear()
+            self.checkpoints.clear()
+            self._noted, self._next_flush, self._room = None, 0, 0
+            for cache, empty in zip(leaves(self.layers), self._empty, strict=True):
+                if isinstance(cache, RingKVCache):
+                    cache.reset()
+                elif empty is not None:
+                    restore_snapshot(cache, empty)
 
     @public()
     def fork(self) -> PromptCache:
@@ -513,6 +541,8 @@ class PromptCache:
         fork.log = TokenLog(self.log)
         fork.layers = [copy.deepcopy(layer) for layer in self.layers]
         fork._adopt(self.checkpoints)
+        if self.peers is not None:
+            self.peers.fork(fork)
         return fork
 
     # -- disk --------------------------------------------------------------------------------------------------------
@@ -536,8 +566,11 @@ class PromptCache:
         """Write one file that `Model.load_cache` reads; returns the bytes written.
 
         Raises:
-            CacheError: this cache was made without `mlxkv.load`, or a layer cannot be written to disk.
+            CacheError: this cache was made without `mlxkv.load`, a layer cannot be written to disk, or the model is
+                split between machines.
         """
+        if self.peers is not None:
+            raise CacheError(IN_NO_FILE)
         if self._files is None or not self.can_save:
             what = "A cache made outside `mlxkv.load`" if self._files is None else ", ".join(self.unsaved)
             raise CacheError(f"{what} cannot be saved; use another model, or `mlxkv.load` to make the cache.")
@@ -552,6 +585,8 @@ class PromptCache:
             CacheError: mlx-lm has no cache that could hold this one; it says why.
             ConfigError: no such version.
         """
+        if self.peers is not None:
+            raise CacheError(IN_NO_FILE)
         if self._files is None:
             raise CacheError("A cache made outside `mlxkv.load` cannot be exported; make it with `Model.prefill`.")
         self.check_log()
@@ -584,4 +619,5 @@ class PromptCache:
         for group in self.groups:
             group.finish_restore()
         self._note_state()
-        self.checkpoint()
+        if self.checkpoints.is_needed:
+            self._take_checkpoint()

@@ -22,8 +22,8 @@ class RowCopies:
 
 
 def export(cache: PromptCache) -> RowCopies:
-    """All rows; none if the cache has evicted tokens, or keeps other than rows."""
-    n = cache.offset
+    """All rows; none if the cache has evicted tokens, keeps other than rows, or has only a part of each."""
+    n = cache.offset if cache.peers is None else 0
     rings = _rings(cache, n) if n else ()
     return RowCopies(tuple(cache.log), {ring.name: ring.export_rows(0, n) for ring in rings})
 

@@ -364,7 +364,7 @@ class Conversation:
         """
         if not cache.can_save or self.unsaved.is_behind:
             return 0, None
-        store, args = self._store, (str(self.session_id), cache, self._runtime.identity, random_state())
+        store, args = self._store, (str(self.session_id), cache, self._runtime.row_identity, random_state())
         try:
             commit = store.commit_kv(*args) if wait else store.save_kv(*args, occasion, resume_at)
         except (OSError, StoreError, CacheError) as error:
@@ -376,7 +376,7 @@ class Conversation:
         cache.reset()
         if self.session_id is None or not cache.can_save or not self.log:
             return None
-        restored = self._store.restore_kv(self.session_id, cache, self._runtime.identity, self.log)
+        restored = self._store.restore_kv(self.session_id, cache, self._runtime.row_identity, self.log)
         if restored.rng is not None:
             set_random_state(restored.rng)  # sampling continues as if the process had not ended
         return replace(restored, evicted=cache.num_unattended(restored.tokens - 1, restored.tokens))
@@ -391,7 +391,7 @@ class Conversation:
         if not cache.can_save or len(ids) - held <= (MIN_NEW_TOKENS if held else 1):
             return None
         with suppress(DiskError):
-            return self._store.restore_kv(self.session_id, cache, self._runtime.identity, ids, held)
+            return self._store.restore_kv(self.session_id, cache, self._runtime.row_identity, ids, held)
         return None
 
     @property
@@ -408,7 +408,7 @@ class Conversation:
     def record_prefill_speed(self, tokens_per_second: float) -> None:
         """Tell the store how fast prefill is, which decides whether rows are worth restoring."""
         with suppress(DiskError):
-            self._store.set_prefill_speed(self._runtime.identity, tokens_per_second)
+            self._store.set_prefill_speed(self._runtime.row_identity, tokens_per_second)
 
     def disk_bytes(self) -> int:
         """Bytes of the session's rows on disk."""

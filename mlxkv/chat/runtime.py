@@ -6,11 +6,10 @@ bytes are read and written by `store/prompts`. Used on the thread that loaded th
 
 from __future__ import annotations
 
-import secrets
 import stat
 import weakref
 from collections.abc import Generator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +18,12 @@ from typing import Any, Protocol
 from mlxkv.arguments import shown
 from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.mlx_lm import ImportedCache, to_mlx_lm, to_model_dtype, window_for
-from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.cache.prompt_cache import IN_NO_FILE, PromptCache
 from mlxkv.chat.prompts.prompt import PromptFormat
 from mlxkv.chat.tools import Tool, checked_tools
 from mlxkv.config import Folders, Settings, load_settings
 from mlxkv.device import Wired, current_device
-from mlxkv.errors import ConfigError, FileMissingError, MismatchError
+from mlxkv.errors import CacheError, ConfigError, FileMissingError, MismatchError, StoreError
 from mlxkv.inference.drafting.drafts import Drafting
 from mlxkv.inference.drafting.model_drafts import ModelDrafts
 from mlxkv.inference.hooks import Hooks, take_hooks
@@ -36,7 +35,7 @@ from mlxkv.models import LoadedModel
 from mlxkv.models.resolve import is_repo
 from mlxkv.safetensors.header import num_bytes
 from mlxkv.store.borrow import Borrower
-from mlxkv.store.identity import FileHashes, ModelIdentity, identify
+from mlxkv.store.identity import FileHashes, ModelIdentity, identity_of
 from mlxkv.store.prompts.kv_file import describe_prompt_file, read_prompt_file, write_prompt_file
 from mlxkv.store.prompts.mlx_lm_file import OUR_NAME, read_mlx_lm, write_mlx_lm
 from mlxkv.store.session_store import SessionStore
@@ -102,6 +101,7 @@ class ModelRuntime:
         with ExitStack() as stack:
             stack.callback(self._free)
             stack.callback(self.close_store)
+            stack.callback(self._leave_machines)
             stack.callback(self.wired.close)
             for chat in list(self.chats):
                 stack.callback(lambda chat=chat: notices.append(chat.close_with_model()))
@@ -110,11 +110,19 @@ class ModelRuntime:
         self.chats.clear()
         return next(filter(None, notices), None)
 
+    def _leave_machines(self) -> None:
+        """Let the other processes free their parts of the model, and the rows of sessions that are gone."""
+        if self.loaded.machines is None:
+            return
+        store, sessions = None, tuple[str, ...]()
+        if self._store is not None:
+            with suppress(StoreError):
+                store, sessions = self._store.id, self._store.sessions.ids()
+        self.loaded.machines.close(store, sessions)
+
     def _free(self) -> None:
         import mlx.core as mx
 
-        if self.loaded.machines is not None:
-            self.loaded.machines.close()
         for model in self._models:
             for module in model.modules():  # whoever refers to one of them
                 module.clear()
@@ -230,12 +238,18 @@ class ModelRuntime:
     def load_cache(self, path: Path) -> PromptCache:
         """See Model.load_cache."""
         _check_there(path)
+        self._check_whole()
         config = CacheConfig.from_table(describe_prompt_file(path).get("config"))
         if config.sinks == "system":  # an older version wrote this for them
             config = replace(config, sinks=DEFAULT_SINKS)
         cache = self.new_cache(config)
         cache.prompt = read_prompt_file(path, cache, self.identity).prompt
         return cache
+
+    def _check_whole(self) -> None:
+        """Raises CacheError: each process has a part of the model, and a file has rows of all of it."""
+        if self.loaded.machines is not None:
+            raise CacheError(IN_NO_FILE)
 
     def export_cache(self, path: Path, cache: PromptCache, version: str) -> int:
         """Write a file for mlx-lm, with the metadata that `mlx_lm.generate --prompt-cache-file` reads; its size."""
@@ -251,6 +265,7 @@ class ModelRuntime:
     def import_mlx_lm(self, path: Path, config: CacheConfig | None) -> PromptCache:
         """See Model.import_mlx_lm."""
         _check_there(path)
+        self._check_whole()
         file = read_mlx_lm(path)
         held = self.new_cache(config or CacheConfig())
         layers, notes = to_model_dtype(file.layers, held.plan, path.name)
@@ -287,32 +302,29 @@ class ModelRuntime:
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """The hashes that must match before saved rows may be used."""
-        found = self._identify(self.store.file_hashes)
-        if not self.loaded.files_changed():
-            return found
-        # The files have changed since they were loaded: no saved rows match.
-        return ModelIdentity.of(found.name, {**found.parts, "file.replaced": secrets.token_hex()})
+        """The hashes of the model that generates a chat's replies."""
+        return self._identify(self.store.file_hashes)
 
     @property
     def model_id(self) -> str:
         return self.identity.model_id
 
     @cached_property
+    def row_identity(self) -> ModelIdentity:
+        """That of the rows in this process's caches: of a part, where the model is split between processes."""
+        return self._of_part(self.identity)
+
+    def _of_part(self, whole: ModelIdentity) -> ModelIdentity:
+        machines = self.loaded.machines
+        return whole if machines is None else whole.of_part(machines.split.part)
+
+    @cached_property
     def borrower(self) -> Borrower:
         """Lets unsaved chats and prompt caches reuse rows of saved chats."""
-        return Borrower(self.folders, lambda: self.store, self._identify)
+        return Borrower(self.folders, lambda: self.store, lambda hashes: self._of_part(self._identify(hashes)))
 
     def _identify(self, hashes: FileHashes) -> ModelIdentity:
-        tuned = self.loaded.adapter
-        return identify(
-            self.loaded.path,
-            self.loaded.config,
-            hashes,
-            name=self.name,
-            adapter=None if tuned is None else tuned.folder,
-            adapter_name=None if tuned is None else tuned.name,
-        )
+        return identity_of(self.loaded, self.name, hashes)
 
 
 def _check_there(path: Path) -> None:

@@ -13,29 +13,23 @@ from typing import Any
 import mlx.core as mx
 
 from mlxkv.cache.planning.traits import traits_of
+from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.distributed.cache_peers import CachePeers, SharedLayers
 from mlxkv.distributed.link import Link, Op, shielded
-from mlxkv.distributed.shared_cache import SharedLayers
 from mlxkv.errors import CacheError
+
+_ANOTHER = "This model is split between machines; use caches from its own methods."
 
 
 class LeadModel:
     """Callable as the mlx-lm model that it wraps, on caches that every process has."""
 
     def __init__(self, model: Any, link: Link) -> None:
-        self._model, self._link, self._has_rows_only = model, link, False
+        self._model, self._link = model, link
         self._mlxkv_traits = traits_of(model)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
-
-    @contextmanager
-    def rows_only(self) -> Iterator[None]:
-        """In here the caller evaluates the rows and drops the logits."""
-        self._has_rows_only = True
-        try:
-            yield
-        finally:
-            self._has_rows_only = False
 
     def __call__(self, ids: mx.array, cache: Sequence[Any]) -> mx.array:
         """Logits (1, S, vocab) of ids (1, S).
@@ -43,21 +37,44 @@ class LeadModel:
         Raises:
             CacheError: not a cache of all machines. MachineError: one is gone.
         """
+        return self._told(ids, cache, Op.STEP if ids.shape[1] == 1 else Op.VERIFY)
+
+    def rows_only(self, ids: mx.array, cache: Sequence[Any]) -> mx.array:
+        """The same, where the caller evaluates the rows and drops the logits."""
+        return self._told(ids, cache, Op.STEP if ids.shape[1] == 1 else Op.FEED)
+
+    def _told(self, ids: mx.array, cache: Sequence[Any], op: Op) -> mx.array:
         if not isinstance(cache, SharedLayers):
-            raise CacheError("This model is split between machines; use caches from its own methods.")
-        shared, n = cache.owner, ids.shape[1]
+            raise CacheError(_ANOTHER)
+        peers = cache.peers
         with shielded():
-            if n == 1:
-                self._link.send_step(shared.number, ids[0])
-                shared.logged_by_others(1)
-            elif self._has_rows_only:
-                self._link.send(Op.FEED, shared.number, ids=ids[0].tolist())  # type: ignore[arg-type]
-                shared.logged_by_others(n)
+            if op == Op.STEP:
+                self._link.send_step(peers.number, ids[0])
             else:
-                self._link.send(Op.VERIFY, shared.number, ids=ids[0].tolist())  # type: ignore[arg-type]
+                self._link.send(op, peers.number, ids=ids[0].tolist())  # type: ignore[arg-type]
+            if op != Op.VERIFY:
+                peers.logged_by_others(ids.shape[1])
             logits = self._model(ids, cache=cache)
-            if self._has_rows_only and n > 1:
-                self._link.expect(lambda: [layer.state for layer in cache])
-            else:
-                self._link.expect(lambda: logits)
+            self._link.expect(lambda: [layer.state for layer in cache] if op == Op.FEED else logits)
         return logits
+
+    @contextmanager
+    def running(self, cache: PromptCache, *, compares: bool = False) -> Iterator[None]:
+        """In here the model is called on `cache`. At the end the others may rest.
+
+        Args:
+            compares: compare the logs of all processes first.
+
+        Raises:
+            CacheError: not a cache of all machines. MachineError: one is gone, or has another log.
+        """
+        if not isinstance(cache.peers, CachePeers):
+            raise CacheError(_ANOTHER)
+        if compares:
+            cache.peers.compare()
+        try:
+            yield
+        except RuntimeError as error:  # how MLX reports a lost connection
+            raise self._link.lost(error) from error
+        finally:
+            self._link.rest()

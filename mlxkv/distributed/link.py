@@ -23,6 +23,7 @@ import mlx.core as mx
 from mlxkv.distributed.group import machine_name
 from mlxkv.errors import MachineError, MlxkvError
 
+_LONGEST_TEXT = 4096  # bytes
 _WIDTH = 6  # whole numbers of a message: operation, cache, length of what follows, two numbers, a token id
 
 
@@ -44,6 +45,8 @@ class Op(IntEnum):
     RECOVER = auto()  # number: tokens in the log
     BEGIN_TURN = auto()
     CHECKPOINT = auto()
+    SAVE = auto()  # JSON: save rows of a session
+    RESTORE = auto()  # number: bytes of the JSON before the ids; restore rows of these
     COMPARE = auto()  # numbers of log and offset
     ABOUT = auto()  # JSON: tell of versions and of a model's files
     SUM = auto()  # numbers: how many are summed, and how often
@@ -62,8 +65,8 @@ class Message:
 
     @property
     def table(self) -> dict[str, Any]:
-        """`ids` as the JSON they are."""
-        return json.loads(bytes(self.ids))
+        """`ids` as the JSON they are, or begin with."""
+        return json.loads(bytes(self.ids[: self.a or None]))
 
 
 class Caller(Protocol):
@@ -166,13 +169,24 @@ class Link:
         Raises:
             MlxkvError: this process's own error, or that of the first other with its name.
         """
-        text = str(error).encode()[:4096] if error is not None else b""
-        sizes = [row[0] for row in self._gathered([len(text)])]
-        first = next((rank for rank, size in enumerate(sizes) if size), None)
-        if first is None:
-            return
-        told = bytes(self._summed(list(text) if first == self.rank else [0] * sizes[first])).decode()
-        raise error if error is not None else MachineError(f"{self.names[first]}: {told}")
+        texts = self.texts("" if error is None else str(error))
+        if error is not None:
+            raise error
+        if failed := next(((name, text) for name, text in zip(self.names, texts, strict=True) if text), None):
+            raise MachineError(": ".join(failed))
+
+    def texts(self, own: str) -> list[str]:
+        """The short text of every process, by rank; all of them call this."""
+        data = own.encode()[:_LONGEST_TEXT]
+        sizes = [row[0] for row in self._gathered([len(data)])]
+        if not any(sizes):
+            return [""] * self.size
+        rows = self._gathered([*data, *[0] * (max(sizes) - len(data))])
+        return [bytes(row[:size]).decode(errors="replace") for row, size in zip(rows, sizes, strict=True)]
+
+    def agree(self, number: int) -> list[int]:
+        """The number of every process, by rank; all of them call this."""
+        return [row[0] for row in self._gathered([number])]
 
     def compare(self, *numbers: int) -> list[list[int]]:
         """The numbers of every process, by rank; all of them call this with as many."""

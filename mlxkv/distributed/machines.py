@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -18,12 +18,13 @@ from typing import Any
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.planning.plan import CachePlan
 from mlxkv.cache.prompt_cache import PromptCache, PromptFiles
+from mlxkv.distributed.cache_peers import CachePeers
 from mlxkv.distributed.group import Wish
+from mlxkv.distributed.lead_model import LeadModel
 from mlxkv.distributed.link import Link, Op
-from mlxkv.distributed.shared_cache import SharedCache
-from mlxkv.distributed.shared_runner import SharedRunner
 from mlxkv.distributed.split import Split
 from mlxkv.errors import MachineError, MlxkvError
+from mlxkv.inference.runner import ModelRunner
 from mlxkv.memory import Budget
 from mlxkv.models import LoadedModel
 from mlxkv.models.loading.skeleton import skeleton
@@ -45,8 +46,9 @@ class Machines:
         names = self.link.names
         return f"{self.split.kind} split between {', '.join(names[:-1])} and {names[-1]}"
 
-    def make_runner(self, model: Any, chunk: int | None, budget: Budget) -> SharedRunner:
-        return SharedRunner(model, chunk, budget, self.link)
+    def make_runner(self, model: Any, chunk: int | None, budget: Budget) -> ModelRunner:
+        lead = LeadModel(model, self.link)
+        return ModelRunner(lead, chunk, budget, machines=lead)
 
     def make_cache(
         self, config: CacheConfig, num_pinned: int, budget: Budget, used: int, model: Any, files: PromptFiles
@@ -60,15 +62,22 @@ class Machines:
         table = {"config": asdict(config), "pinned": num_pinned}
         self.link.send(Op.NEW, number, ids=list(json.dumps(table).encode()))
         plan = agreed_plan(self.link, config, num_pinned, budget, used)
-        cache = SharedCache(plan, model, files, self.link, number)
+        cache = PromptCache(plan, model, files)
+        CachePeers(self.link, number, cache)
         self.link.rest()
         return cache
 
-    def close(self) -> None:
-        """Let the others free their parts."""
+    def close(self, store: str | None, sessions: Sequence[str]) -> None:
+        """Let the others free their parts, once their rows are on disk.
+
+        Args:
+            store, sessions: the id of rank 0's store and all sessions it has: the others delete the rows of those that
+                are gone. None: it was not opened.
+        """
         if not self.link.is_lost:
             with suppress(MachineError):
-                self.link.send(Op.UNLOAD)
+                self.link.send(Op.UNLOAD, ids=list(json.dumps({"store": store, "sessions": list(sessions)}).encode()))
+                self.link.agree(0)
                 self.link.rest()
 
 

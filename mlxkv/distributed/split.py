@@ -57,13 +57,18 @@ class Split:
 
     Attributes:
         kind: how the model was divided; None before.
-        size: the number of processes.
+        rank, size: of this process, and the number of processes.
     """
 
     def __init__(self, group: Any, wish: Wish, fresh: Callable[[], Any]) -> None:
         self._group, self._wish, self._fresh = group, wish, fresh
         self.kind: Kind | None = None
-        self.size = int(group.size())
+        self.rank, self.size = int(group.rank()), int(group.size())
+
+    @property
+    def part(self) -> str:
+        """Which part of the model this process has, such as "tensor 0/2"."""
+        return f"{self.kind} {self.rank}/{self.size}"
 
     def apply(self, model: Any, name: str) -> None:
         """Divide a model whose weights are not read yet.

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mlxkv.config import Folders
 from mlxkv.device import current_device
 from mlxkv.distributed.control import Control
 from mlxkv.distributed.group import Wish, join_group, rank_given, refuse_alone
@@ -75,12 +76,19 @@ def examine_hosts(path: Path, name: str) -> Iterator[tuple[bool, str, str]]:
 
 
 def load_together(
-    name: str, wish: Wish, load: Callable[[str, Split | None], LoadedModel], *, limited: bool, adapter: str | None
+    name: str,
+    wish: Wish,
+    load: Callable[[str, Split | None], LoadedModel],
+    *,
+    limited: bool,
+    adapter: str | None,
+    folders: Folders | None,
 ) -> LoadedModel:
     """Rank 0's part of the model. In every other process this follows rank 0, with its own `name`, and never returns.
 
     Args:
         load: loads a model by its name; where there is a Split, as its part.
+        folders: where the rows of this process's part are saved; None: by the environment.
 
     Raises:
         MlxkvError: see `load_split`; or a split was asked for and the process is alone.
@@ -91,7 +99,7 @@ def load_together(
         return load(name, None)
     if link.rank:
         names = [name]  # its own path; models that are loaded later have rank 0's name
-        follow(link, lambda table, split: load(names.pop() if names else table["name"], split))
+        follow(link, lambda table, split: load(names.pop() if names else table["name"], split), folders=folders)
     table = {"name": name, "distributed": wish, "limited": limited, "adapter": adapter}
     link.send(Op.LOAD, ids=list(json.dumps(table).encode()))
     loaded, split = load_split(link, name, wish, lambda split: load(name, split))
@@ -106,7 +114,7 @@ def follow_by_table(link: Link, sleep: Callable[[], bool] | None = None) -> None
         device = None if table["limited"] else replace(current_device(), memory_limit=1 << 62)
         return load_model(table["name"], device=device, adapter=table["adapter"], split=split)
 
-    follow(link, load, sleep)
+    follow(link, load, sleep=sleep)
 
 
 def follow_if_launched() -> None:
@@ -116,12 +124,16 @@ def follow_if_launched() -> None:
 
 
 def follow(
-    link: Link, load: Callable[[dict[str, Any], Split], LoadedModel], sleep: Callable[[], bool] | None = None
+    link: Link,
+    load: Callable[[dict[str, Any], Split], LoadedModel],
+    *,
+    sleep: Callable[[], bool] | None = None,
+    folders: Folders | None = None,
 ) -> None:
-    """Follow rank 0 until it ends, then end this process."""
+    """Follow rank 0 until it ends, then end this process; see Worker."""
     code = 1
     try:
-        Worker(link, load, sleep).run()
+        Worker(link, load, sleep, folders).run()
         code = 0
     except Exception as error:  # rank 0 shows the last line, and sees the connection end
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlxkv.cache.planning.traits import has_equal_calls
 from mlxkv.cache.prompt_cache import PromptCache
@@ -28,11 +28,24 @@ PREFILL_CHUNK = 512  # where nothing is measured
 _CLEAR_EVERY_PREFILL = 2048  # prefilled tokens between returns of MLX's free buffers
 
 
+class Machines(Protocol):
+    """The processes that a model is split between; `distributed/lead_model.py` implements it."""
+
+    def running(self, cache: PromptCache, *, compares: bool = False) -> AbstractContextManager[None]:
+        """The model is called on `cache` in the block, after a comparison of all processes' logs if `compares`.
+
+        Raises:
+            MachineError: one is gone, or has another log.
+        """
+        ...
+
+
 class ModelRunner:
     """Runs one mlx-lm model.
 
     Args:
-        model: called as `model(ids (1, S), cache=layers) -> logits (1, S, vocab)`.
+        model: called as `model(ids (1, S), cache=layers) -> logits (1, S, vocab)`; by its `rows_only`, if it has one,
+            where the logits are dropped.
         chunk: most tokens of one prefill call; None: as many as take less than a second, by measurement (`ChunkSize`).
             A fixed number makes every number of a prefill repeatable: sums of other lengths are rounded differently.
         budget: memory limits; by the predicted peak a prompt is prefilled in smaller chunks, or refused.
@@ -43,14 +56,17 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         chunk: int | None = PREFILL_CHUNK,
         budget: Budget | None = None,
         *,
         clock: Callable[[], float] = time.perf_counter,
+        machines: Machines | None = None,
     ) -> None:
-        """`clock`: seconds; see `ChunkSize`."""
-        self.model: Any = model
+        """`clock`: seconds; see `ChunkSize`. `machines`: None: this process has the whole model."""
+        self.model = model
+        self._rows_only = getattr(model, "rows_only", model)
+        self._machines = machines
         self.chunk_size = ChunkSize(chunk)
         self.drafting: Drafting | None = None
         self._clock = clock
@@ -80,20 +96,25 @@ class ModelRunner:
         fits = self.check_prefill(cache, len(ids))
         stops = {*checkpoints, *prefixes} if cache.checkpoints.is_needed else set[int]()
         done, cleared = 0, 0
-        while done < len(ids) and not cancelled():
-            # Drop the logits: not evaluated, they refer to the last layer's rows, which the next write would then copy.
-            to_stop = min((stop - cache.offset for stop in stops if stop > cache.offset), default=fits)
-            most, begun = min(self.chunk_size.at(cache.num_attended), fits, to_stop), self._clock()
-            n = self._measured_feed(cache, ids, done, most)
-            self.chunk_size.took(n, self._clock() - begun)
-            done += n
-            if cache.offset in stops:
-                cache.checkpoint(is_prefix=cache.offset in prefixes)
-            if done - cleared >= _CLEAR_EVERY_PREFILL:
-                mx.clear_cache()
-                cleared = done
-            yield done
+        with self._running(cache):
+            while done < len(ids) and not cancelled():
+                # Drop the logits: not evaluated, they refer to the last layer's rows, which the next write would copy.
+                to_stop = min((stop - cache.offset for stop in stops if stop > cache.offset), default=fits)
+                most, begun = min(self.chunk_size.at(cache.num_attended), fits, to_stop), self._clock()
+                n = self._measured_feed(cache, ids, done, most)
+                self.chunk_size.took(n, self._clock() - begun)
+                done += n
+                if cache.offset in stops:
+                    cache.checkpoint(is_prefix=cache.offset in prefixes)
+                if done - cleared >= _CLEAR_EVERY_PREFILL:
+                    mx.clear_cache()
+                    cleared = done
+                yield done
         mx.clear_cache()
+
+    def _running(self, cache: PromptCache, *, compares: bool = False) -> AbstractContextManager[None]:
+        """See Machines.running."""
+        return nullcontext() if self._machines is None else self._machines.running(cache, compares=compares)
 
     def check_prefill(self, cache: PromptCache, num_tokens: int) -> int:
         """The most tokens of one call of such a prefill.
@@ -113,15 +134,16 @@ class ModelRunner:
         """
         cache.check_length(cache.offset + len(ids))
         done, scores = 0, []
-        while done < len(ids):
-            n, logits = self._feed(cache, ids, done, self.chunk_size.fixed or PREFILL_CHUNK)
-            following = mx.array(list(ids[done + 1 : done + n + 1]))
-            logits = logits[0, : following.size].astype(mx.float32)
-            if following.size:
-                chosen = mx.take_along_axis(logits, following[:, None], axis=-1)[:, 0]
-                scores.append(chosen - mx.logsumexp(logits, axis=-1))  # (n,), without an array of all probabilities
-                mx.eval(scores[-1])
-            done += n
+        with self._running(cache):
+            while done < len(ids):
+                n, logits = self._feed(cache, ids, done, self.chunk_size.fixed or PREFILL_CHUNK, self.model)
+                following = mx.array(list(ids[done + 1 : done + n + 1]))
+                logits = logits[0, : following.size].astype(mx.float32)
+                if following.size:
+                    chosen = mx.take_along_axis(logits, following[:, None], axis=-1)[:, 0]
+                    scores.append(chosen - mx.logsumexp(logits, axis=-1))  # (n,), without an array of all probabilities
+                    mx.eval(scores[-1])
+                done += n
         return mx.concatenate(scores) if scores else mx.zeros((0,))
 
     def check(self, cache: PromptCache, num_tokens: int = 1) -> None:
@@ -159,18 +181,18 @@ class ModelRunner:
         """`_feed`, and correct the budget if its peak is this process's highest so far."""
         before, peak = mx.get_active_memory(), mx.get_peak_memory()
         allocates = not cache.offset or cache.growth(most) > 0  # buffers, or a fork's copy of them
-        n, _ = self._feed(cache, ids, done, most)
+        n, _ = self._feed(cache, ids, done, most, self._rows_only)
         if not allocates and n in SIZES and mx.get_peak_memory() > peak:
             self._budget.record_peak(cache.plan, n, cache.offset, mx.get_peak_memory() - before)
         return n
 
-    def _feed(self, cache: PromptCache, ids: Sequence[int], done: int, most: int) -> tuple[int, mx.array]:
+    def _feed(self, cache: PromptCache, ids: Sequence[int], done: int, most: int, model: Any) -> tuple[int, mx.array]:
         """Prefill one chunk from ids[done] on, within a block: its length, and its logits, not evaluated."""
         n = min(most, len(ids) - done, cache.tokens_to_boundary() or most)
         part = ids[done : done + n]
         try:
             self.make_room(cache, n)
-            logits = self.model(mx.array([list(part)]), cache=cache.layers)
+            logits = model(mx.array([list(part)]), cache=cache.layers)
             mx.eval([layer.state for layer in cache.layers])
         except BaseException:
             cache.recover()
@@ -220,7 +242,8 @@ class ModelRunner:
             check.step((held.num_moves, tokens.shape[1]))
             return self.model(tokens, cache=cache)
 
-        yield from Decoder(step, cache, made, drafts, counts, in_place=check).tokens(last, most)
+        with self._running(cache, compares=True):
+            yield from Decoder(step, cache, made, drafts, counts, in_place=check).tokens(last, most)
 
     def in_place(self, cache: PromptCache) -> InPlace:
         """Whether decode steps on caches like this one write in place, as far as it was measured."""

@@ -105,7 +105,7 @@ class Archive:
         """Load saved rows of the prompt that go beyond the `held` tokens of the cache."""
         if not self.is_on or not cache.can_save:
             return
-        store, model = self._runtime.store, self._runtime.identity
+        store, model = self._runtime.store, self._runtime.row_identity
         with suppress(MlxkvError):
             session_id = conversation.session_id if conversation else None
             if session_id and conversation and common_prefix(conversation.ids, ids) >= held + _LEAST_RESTORED:
@@ -173,7 +173,7 @@ class Archive:
 
     def _save_rows(self, conversation: Conversation, cache: PromptCache, occasion: Occasion = Occasion.TURN) -> None:
         if cache.can_save and conversation.session_id is not None:
-            self._runtime.store.save_kv(conversation.session_id, cache, self._runtime.identity, None, occasion)
+            self._runtime.store.save_kv(conversation.session_id, cache, self._runtime.row_identity, None, occasion)
 
     def save_states(self, conversation: Conversation, cache: PromptCache) -> None:
         """Save the recurrent states of a cache that will hold something else; rows are saved after each reply."""

@@ -12,16 +12,20 @@ import importlib.util
 import json
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mlxkv.errors import ModelFileError
 from mlxkv.system.regular_file import opened
+
+if TYPE_CHECKING:
+    from mlxkv.models import LoadedModel
 
 RACY_NS = 2_000_000_000  # the coarsest clock of a file system in use
 
@@ -72,6 +76,10 @@ class ModelIdentity:
         """The model of a chat that another program made: a name to show, which no model here has or is loaded by."""
         return cls.of(name, {})
 
+    def of_part(self, shard: str) -> ModelIdentity:
+        """The identity of the rows of one part of the model ("tensor 0/2")."""
+        return ModelIdentity.of(self.name, {**self.parts, "shard": shard})
+
     @property
     def is_foreign(self) -> bool:
         return not self.parts
@@ -93,12 +101,12 @@ def model_parts(parts: Mapping[str, str]) -> dict[str, str]:
 
 def identify(
     path: Path, config: Mapping[str, Any], remember: FileHashes | None = None, *, name: str | None = None,
-    module: str | None = None, adapter: Path | None = None, adapter_name: str | None = None, shard: str | None = None,
+    module: str | None = None, adapter: Path | None = None, adapter_name: str | None = None,
 ) -> ModelIdentity:  # fmt: skip
     """Identify the model in the folder `path`, loaded with `config` (config.json and any overrides).
 
     `module`: mlx-lm's module for it, if not `config["model_type"]`. `adapter`: the folder of a LoRA adapter on top of
-    it, `adapter_name` what loads it again. `shard`: the part of the model that this process has ("tensor 0/2").
+    it, `adapter_name` what loads it again.
 
     Raises:
         ModelFileError: a file cannot be read.
@@ -118,10 +126,18 @@ def identify(
         ) from error
     if adapter_name is not None:
         parts[_ADAPTER_NAME] = adapter_name
-    if shard is not None:
-        parts["shard"] = shard
     parts |= code_part(module or str(config.get("model_type", "")))
     return ModelIdentity.of(name or path.name, parts)
+
+
+def identity_of(loaded: LoadedModel, name: str, remember: FileHashes | None = None) -> ModelIdentity:
+    """The identity of a loaded model; one of its own, which no saved rows match, if its files have changed since."""
+    tuned = loaded.adapter
+    folder, adapter_name = (None, None) if tuned is None else (tuned.folder, tuned.name)
+    found = identify(loaded.path, loaded.config, remember, name=name, adapter=folder, adapter_name=adapter_name)
+    if not loaded.files_changed():
+        return found
+    return ModelIdentity.of(found.name, {**found.parts, "file.replaced": secrets.token_hex()})
 
 
 def sha256_of(file: Path, remember: FileHashes | None = None) -> str:

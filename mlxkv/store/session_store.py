@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Literal
 
 from mlxkv.arguments import flag, label, optional, path, public, whole
+from mlxkv.cache.peers import Agree
 from mlxkv.config import Folders, load_settings, private_folder
 from mlxkv.errors import ConfigError, ReadOnlyError, StoreError
 from mlxkv.events import Branch, Sibling
 from mlxkv.protocol.status import ChatSummary
 from mlxkv.store.db.backup import DailyBackup
 from mlxkv.store.db.branches import siblings, tree
-from mlxkv.store.db.database import Database
+from mlxkv.store.db.database import Database, store_id
 from mlxkv.store.db.file_hashes import RememberedHashes
 from mlxkv.store.db.open import DATABASE, open_database, open_read_only
 from mlxkv.store.db.read_only import full_disk_reason, read_only_reason
@@ -69,6 +70,7 @@ class SessionStore:
     def open(
         cls, folders: Folders, before: Step = no_step, *, disk_limit: int | Literal["setting"] | None = "setting",
         files: Files | None = None, enforce: bool = True, when_full: Literal["raise", "read"] = "raise",
+        backs_up: bool = True,
     ) -> SessionStore:  # fmt: skip
         """Open or create the store, or open it for reading if its folder cannot be written (`read_only`).
 
@@ -76,6 +78,7 @@ class SessionStore:
         `disk_limit`: bytes for everything in the cache folder, None for no limit but the disk; by default what the
         user has set. Opening enforces it, unless `enforce` is False because a chat will be resumed whose rows must
         stay (then call `enforce_limit`).
+        `backs_up`: False for a store that holds nothing but what can be made again.
         `when_full`: "read" opens the store for reading on a full disk too; it then stays unsaved once there is space.
 
         Raises:
@@ -86,7 +89,7 @@ class SessionStore:
             disk_limit = load_settings(folders).disk_limit_bytes
         files = files or Files(before)
         try:
-            return cls._open_to_write(folders, files, disk_limit, enforce)
+            return cls._open_to_write(folders, files, disk_limit, enforce, backs_up)
         except (ConfigError, StoreError) as error:
             why = read_only_reason(error, folders.data)
             if why is None and when_full == "read":
@@ -99,7 +102,9 @@ class SessionStore:
         return store
 
     @classmethod
-    def _open_to_write(cls, folders: Folders, files: Files, disk_limit: int | None, enforce: bool) -> SessionStore:
+    def _open_to_write(
+        cls, folders: Folders, files: Files, disk_limit: int | None, enforce: bool, backs_up: bool
+    ) -> SessionStore:
         data = private_folder(folders.data)
         try:
             private_folder(folders.cache / KV)
@@ -115,7 +120,8 @@ class SessionStore:
             sweep(database, store.space)
             if enforce:
                 store.enforce_limit()
-            store._daily.start_if_due()
+            if backs_up:
+                store._daily.start_if_due()
             store._open = stack.pop_all()
         return store
 
@@ -130,6 +136,12 @@ class SessionStore:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    @property
+    def id(self) -> str | None:
+        """Of this store among others; None if damage has taken it."""
+        with self._database.reading() as db:
+            return store_id(db)
 
     @property
     def read_only(self) -> str | None:
@@ -248,21 +260,22 @@ class SessionStore:
         self.check_writable()
         return import_foreign(self.sessions, path)
 
-    @public(session_id=label, num_turns=optional(whole), like=optional(label), is_version=flag)
+    @public(session_id=label, num_turns=optional(whole), like=optional(label), is_version=flag, new_id=optional(label))
     def fork(
-        self, session_id: str, num_turns: int | None = None, *, like: str | None = None, is_version: bool = False
-    ) -> str:
+        self, session_id: str, num_turns: int | None = None, *, like: str | None = None, is_version: bool = False,
+        new_id: str | None = None,
+    ) -> str:  # fmt: skip
         """Create a session with the first `num_turns` turns (None: all) and their saved rows; writes no KV bytes.
 
         `is_version`: it is no chat of its own, but a version of this one's. `like`: a fork that it replaces, which
-        decides that instead, and its title.
+        decides that instead, and its title. `new_id`: its id, if another store made it.
 
         Raises:
             SessionNotFoundError. StoreError: it has fewer turns.
         """
         self._saver.wait(session_id)
         with self._database.writing() as db:
-            new_id, history = self.sessions.fork(db, session_id, num_turns, like, is_version)
+            new_id, history = self.sessions.fork(db, session_id, num_turns, like, is_version, new_id)
             copy_commits(db, session_id, new_id, history)
         self.sessions.known_heads[new_id] = history.head
         return new_id
@@ -363,8 +376,9 @@ class SessionStore:
         return self._saver.flush(session_id)
 
     def restore_kv(
-        self, session_id: str, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0
-    ) -> Restored:
+        self, session_id: str, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0,
+        agree: Agree | None = None,
+    ) -> Restored:  # fmt: skip
         """Restore the longest saved prefix of `ids`, of this session or of another with the same prefix, unless
         continuing from the `held` tokens of the cache, or prefilling everything, is faster than this disk.
 
@@ -372,16 +386,21 @@ class SessionStore:
         are moved to the folder `quarantine`. `optional` rows are loaded if they exist. The cache is unchanged if
         `tokens` of the result is 0 and nothing was damaged or slow.
 
+        Args:
+            agree: asks the other processes, whose rank 0 has said what to restore; see `cache/peers.py`.
+
         Raises:
             SessionNotFoundError. CorruptError: the turns (not the rows) are damaged.
         """
         self._saver.wait(session_id)
-        return self._restorer.restore(session_id, cache, model, ids, held)
+        return self._restorer.restore(session_id, cache, model, ids, held, agree)
 
-    def borrow_kv(self, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0) -> Restored:
+    def borrow_kv(
+        self, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0, agree: Agree | None = None
+    ) -> Restored:
         """`restore_kv` for an unsaved chat, from saved chats with the same prefix. Writes nothing: records no use, and
         leaves damaged chunks in place."""
-        return self._restorer.restore(None, cache, model, ids, held)
+        return self._restorer.restore(None, cache, model, ids, held, agree)
 
     def set_prefill_speed(self, model: ModelIdentity, tokens_per_second: float) -> None:
         """Set the measured prefill speed of a model; `restore_kv` gives up if it would take longer."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -10,9 +12,11 @@ import pytest
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.config import Folders
+from mlxkv.distributed import part_store
 from mlxkv.distributed.link import Link, Message, Op
 from mlxkv.distributed.machines import Machines
-from mlxkv.distributed.shared_cache import SharedCache
+from mlxkv.distributed.part_store import PartStore
 from mlxkv.distributed.split import Member, Split
 from mlxkv.distributed.worker import Worker
 from mlxkv.errors import CacheError, MachineError
@@ -20,6 +24,9 @@ from mlxkv.inference.drafting.drafts import Drafting
 from mlxkv.inference.generation import Generation
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.memory import Budget
+from mlxkv.store.identity import ModelIdentity
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.cache.architectures import ARCHITECTURES
 from tests.tokenizers import tiny_tokenizer
 
@@ -56,6 +63,12 @@ class Tape:
     def check(self, error: Any) -> None:
         assert error is None
 
+    def texts(self, own: str) -> list[str]:
+        return [own]
+
+    def agree(self, number: int) -> list[int]:
+        return [number]
+
     def compare(self, *numbers: int) -> list[list[int]]:
         return [list(numbers)]
 
@@ -64,6 +77,7 @@ class Tape:
 class Loaded:
     model: Any
     weight_bytes: int = 0
+    name: str = "tiny"
 
 
 def lead(model: Any) -> tuple[Recorder, Any, Any]:
@@ -81,6 +95,14 @@ def reply(runner: Any, cache: PromptCache, ids: list[int], most: int) -> list[in
     return made.generated
 
 
+def followed_by(model: Any, sent: list[Message], store: PartStore | None = None) -> Worker:
+    """A Worker that has followed these messages."""
+    worker = Worker(Tape(list(sent)), lambda *_: None)  # type: ignore[arg-type]
+    worker._loaded, worker._budget, worker._store = Loaded(model), Budget(model, limit=0), store  # type: ignore[assignment]
+    worker.run()
+    return worker
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen3_5"])
 def test_a_worker_that_follows_has_the_same_rows(name: str) -> None:
     model = ARCHITECTURES[name].build()
@@ -93,19 +115,17 @@ def test_a_worker_that_follows_has_the_same_rows(name: str) -> None:
     reply(runner, cache, [*ids[:-6], 9, 30], 8)  # rewound
     again = make(CacheConfig())
     reply(runner, again, [9, 30, 12, 41] * 8, 30)  # drafted, and some of it taken back
-    held = {shared.number: shared for shared in (cache, fork, again)}
+    held = {shared.peers.number: shared for shared in (cache, fork, again)}
     runner.score(again, [3, 4, 5])
     assert {Op.FEED, Op.STEP, Op.FORK, Op.COMPARE} <= {message.op for message in link.sent}
 
-    worker = Worker(Tape(list(link.sent)), lambda *_: None)  # type: ignore[arg-type]
-    worker._loaded, worker._budget = Loaded(model), Budget(model, limit=0)  # type: ignore[assignment]
-    worker.run()
+    worker = followed_by(model, link.sent)
     assert worker._caches.keys() == held.keys()
     for number, shared in held.items():
         followed = worker._caches[number]
         assert followed.log == shared.log
         mx.eval([layer.state for layer in (*followed.layers, *shared.layers)])
-        logits = [model(mx.array([[11]]), cache=c.layers) for c in (followed, PromptCache.fork(shared))]
+        logits = [model(mx.array([[11]]), cache=list(c.layers)) for c in (followed, shared)]
         assert mx.allclose(*logits, atol=1e-4).item()
 
 
@@ -131,8 +151,43 @@ def test_a_lost_connection_is_not_used_again() -> None:
 def test_what_has_no_part_in_files_says_so() -> None:
     _, _, make = lead(ARCHITECTURES["llama"].build())
     cache = make(CacheConfig())
-    assert isinstance(cache, SharedCache)
-    assert not cache.can_save
-    for refused in (lambda: cache.save("x"), lambda: cache.export_mlx_lm("x"), lambda: cache.begin_restore([1])):
+    for refused in (lambda: cache.save("x"), lambda: cache.export_mlx_lm("x")):
         with pytest.raises(CacheError, match="in no file"):
             refused()
+
+
+def test_a_worker_keeps_the_sessions_and_forks_of_rank_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, identity = ARCHITECTURES["llama"].build(), ModelIdentity.of("tiny", {"file.model": "1:ab"})
+    monkeypatch.setattr(part_store, "identity_of", lambda *_: identity)
+    link, runner, make = lead(model)
+    ids, rows = tuple(5 + n * 7 % 50 for n in range(120)), identity.of_part("tensor 0/2")
+    with SessionStore.open(Folders.from_env({"MLXKV_HOME": str(tmp_path / "rank-0")})) as store:
+        session_id, cache = store.sessions.create("a title", identity), make(CacheConfig())
+        for new in (ids[:80], ids[80:]):  # two chunks, which a new session would have as one
+            store.add_turn(session_id, TurnRecord("user", "a text", ids=new))
+            list(runner.prefill(cache, new))
+            store.commit_kv(session_id, cache, rows)
+        fork = store.fork(session_id)
+        store.add_turn(fork, TurnRecord("user", "another", ids=(7, 8, 9)))
+        list(runner.prefill(cache, (7, 8, 9)))
+        store.commit_kv(fork, cache, rows)
+        restored = store.restore_kv(fork, make(CacheConfig()), rows, (*ids, 7, 8, 9))
+        assert restored.tokens == 123
+        key = store.sessions.key(fork)
+        deleted = json.dumps({"store": store.id, "sessions": [fork]}).encode()
+    folders = Folders.from_env({"MLXKV_HOME": str(tmp_path / "rank-1")})
+
+    def part() -> PartStore:
+        return PartStore(folders, Loaded(model), Split(Member(1, 2), "tensor", lambda: None))  # type: ignore[arg-type]
+
+    worker = followed_by(model, link.sent, part())
+    assert worker._caches[2].log == [*ids, 7, 8, 9]  # it restored as many
+    at = replace(folders, data=folders.data / "ranks/1", cache=folders.cache / "ranks/1")
+    with SessionStore.open(at) as store:
+        assert {*store.sessions.ids()} == {*key.lineage} == {session_id, fork}
+        assert [turn.text for turn in store.load(fork).turns] == [""] * 3
+        assert store.load(fork).log == (*ids, 7, 8, 9)
+        assert store.num_bytes_written(fork) < store.num_bytes_written(session_id) / 10
+    followed_by(model, [Message(Op.UNLOAD, ids=tuple(deleted))], part())
+    with SessionStore.open(at) as store:
+        assert store.sessions.ids() == (fork,)

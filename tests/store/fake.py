@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
+from mlxkv.cache.peers import Peers
 from mlxkv.store.identity import ModelIdentity
 
 LAYERS, HEADS, DIM = 2, 2, 4
@@ -105,6 +106,8 @@ def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 class FakeCache:
     """Two groups: "full" with `window` (None: unbounded) and "window64" with half of it."""
+
+    peers: Peers | None = None
 
     def __init__(
         self, window: int | None = None, sinks: int = 4, block: int = 16, undo: int = 2, run: int = 0, dim: int = DIM

@@ -216,7 +216,7 @@ def test_an_adapter_and_a_shard_are_parts_of_the_model(tmp_path: Path) -> None:
     (adapter / "adapter_config.json").write_text("{}")
     bare = identify(folder, {"model_type": "llama"})
     tuned = identify(folder, {"model_type": "llama"}, adapter=adapter)
-    halves = [identify(folder, {"model_type": "llama"}, shard=f"tensor {n}/2") for n in range(2)]
+    halves = [bare.of_part(f"tensor {n}/2") for n in range(2)]
     assert len({i.model_id for i in (bare, tuned, *halves)}) == 4
     assert {*tuned.parts} - {*bare.parts} == {"adapter.adapters.safetensors", "adapter.adapter_config.json"}
     assert halves[1].parts["shard"] == "tensor 1/2"

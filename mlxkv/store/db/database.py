@@ -119,6 +119,12 @@ def create(db: sqlite3.Connection, store_id: str) -> None:
         raise
 
 
+def store_id(db: sqlite3.Connection) -> str | None:
+    """The id of this store; None if damage has taken it."""
+    row = db.execute("SELECT value FROM meta WHERE key = 'store'").fetchone()
+    return row[0] if row else None
+
+
 def needs_migration(db: sqlite3.Connection, path: Path) -> bool:
     """Whether the database has an older format.
 

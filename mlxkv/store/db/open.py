@@ -24,6 +24,7 @@ from mlxkv.store.db.database import (
     database_errors,
     is_empty,
     needs_migration,
+    store_id,
 )
 from mlxkv.store.db.migrations import migrate
 from mlxkv.store.db.read_only import connect_read_only
@@ -63,7 +64,7 @@ def open_database(data: Path, files: Files, lock: StoreLock) -> Database:
                 create(db, uuid.uuid4().hex)
             if needs_migration(db, path):
                 _migrate(db, data, files, lock)
-            if (found := _store_id(db)) is None:
+            if (found := store_id(db)) is None:
                 raise CorruptError(f"The chat database {path} has lost its id; {ADVICE}.")
         if unclean:
             database.quick_check()
@@ -109,16 +110,11 @@ def open_read_only(data: Path, why: str) -> Database:
     try:
         if expected is not None:
             with database.reading() as db:
-                _check_id(path, marker, expected, _store_id(db))
+                _check_id(path, marker, expected, store_id(db))
     except BaseException:
         database.close()
         raise
     return database
-
-
-def _store_id(db: sqlite3.Connection) -> str | None:
-    row = db.execute("SELECT value FROM meta WHERE key = 'store'").fetchone()
-    return row[0] if row else None
 
 
 def _check_id(path: Path, marker: Path, expected: str, found: str | None) -> None:

@@ -14,11 +14,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from mlxkv.arguments import flag, label, optional, public, text, whole
+from mlxkv.cache.peers import SessionKey
 from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError, StoreError
 from mlxkv.protocol.chat_names import chat_called
 from mlxkv.protocol.status import ChatSummary, SearchHit
 from mlxkv.store.db.branches import reparent_forks
-from mlxkv.store.db.database import IS_FORK, IS_NAMED, IS_VERSION, LISTED, PINNED, UNTRUSTED, Database
+from mlxkv.store.db.database import IS_FORK, IS_NAMED, IS_VERSION, LISTED, PINNED, UNTRUSTED, Database, store_id
 from mlxkv.store.db.history import (
     History,
     as_record,
@@ -52,6 +53,7 @@ from mlxkv.system.regular_file import parse_json
 from mlxkv.text.encoding import well_formed
 
 _MOST_KNOWN = 8  # histories
+_MOST_FORKS = 16  # of forks, that are followed back
 _TURN = "i, role, text, thinking, state, params, start, stats, extra, ids, prev, digest"
 _NEXT = f"(SELECT coalesce(max(seq), 0) + 1 FROM session WHERE seq BETWEEN 0 AND {1 << 62})"
 """The sort key after all others, whatever the clock says; ignores damaged values."""
@@ -73,14 +75,15 @@ class Sessions:
         self._removed = 0
         self._departures = Departures()
 
-    @public("kind", "clock", "settings", "preset", "origin", "seed", "flags", title=text, system=optional(text))
+    @public("kind", "clock", "settings", "preset", "origin", "seed", "flags", "id", title=text, system=optional(text))
     def create(
         self, title: str, model: ModelIdentity, *, system: str | None = None, params: Mapping[str, Any] | None = None,
         parent: str | None = None, forked_at: int | None = None, **more: Any,
     ) -> str:  # fmt: skip
         """Create a session without turns and return its id.
 
-        `more`: `kind`, `clock`, `settings`, `preset`, `origin` and `seed`, as in SessionRecord, and `flags`.
+        `more`: `kind`, `clock`, `settings`, `preset`, `origin` and `seed`, as in SessionRecord, `flags`, and `id`, one
+        that another store made.
 
         Raises:
             StoreError: a value that cannot be saved.
@@ -161,9 +164,9 @@ class Sessions:
         """Insert a session without turns and return its id."""
         if kind not in KINDS or not (clock is None or is_clock(clock)) or not (seed is None or is_seed(seed)):
             raise StoreError(f"A session cannot have kind {kind!r}, clock {clock!r} and seed {seed!r}; this is a bug.")
-        columns |= {
+        columns = {
             "id": new_ulid(), "title": _storable(title), "kind": kind, "clock": clock, "seed": seed,
-            "settings": to_json(dict(settings or {})),
+            "settings": to_json(dict(settings or {})), **columns,
         }  # fmt: skip
         db.execute(
             f"INSERT INTO session(seq, {', '.join(columns)}) VALUES({_NEXT}{', ?' * len(columns)})",
@@ -371,6 +374,19 @@ class Sessions:
         with self.database.reading() as db, _intact_row(session_id):
             return load_model(db, _select(db, session_id, "model")[0])
 
+    def ids(self) -> tuple[str, ...]:
+        """The ids of all sessions."""
+        with self.database.reading() as db:
+            return tuple(id for (id,) in db.execute("SELECT id FROM session"))
+
+    def key(self, session_id: str) -> SessionKey:
+        """What other stores know the session by."""
+        query = """WITH RECURSIVE up(id, n) AS (SELECT ?, 0 UNION ALL
+            SELECT s.parent, n + 1 FROM session s JOIN up ON s.id = up.id WHERE s.parent IS NOT NULL AND n < ?)
+            SELECT id FROM up ORDER BY n"""
+        with self.database.reading() as db:
+            return SessionKey(store_id(db) or "", tuple(id for (id,) in db.execute(query, (session_id, _MOST_FORKS))))
+
     def last_model(self) -> ModelIdentity | None:
         """The model that was used last; None if there is none. Those of imported chats do not count."""
         unknown = ModelIdentity.foreign("").model_id
@@ -525,13 +541,14 @@ class Sessions:
 
     def fork(
         self, db: sqlite3.Connection, session_id: str, num_turns: int | None, like: str | None = None,
-        is_version: bool = False,
+        is_version: bool = False, new_id: str | None = None,
     ) -> tuple[str, History]:  # fmt: skip
         """Copy the first `num_turns` turns (None: all) to a new session, inside a transaction of the caller.
 
         Args:
             is_version: it is a version of the same chat, not a chat of its own.
             like: a session that it replaces, whose title it gets.
+            new_id: its id, if another store made it.
 
         Returns the new id and its history.
         """
@@ -545,7 +562,7 @@ class Sessions:
         if like is None:
             flags = flags & IS_NAMED | IS_VERSION if is_version else IS_FORK
             title = as_text(title) if is_version else _free_title(db, as_text(title))
-        new_id, now, head = new_ulid(), time.time(), history.digests[num_turns]
+        new_id, now, head = new_id or new_ulid(), time.time(), history.digests[num_turns]
         db.execute(
             "INSERT INTO session(id, title, created, updated, model, spec_id, system, params, flags, parent, forked_at,"
             " head, kind, clock, settings, preset, seed, seq)"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mlxkv.cache.interchange import Places
+from mlxkv.cache.peers import Peers
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -100,6 +101,11 @@ class LayerGroup(Protocol):
 
 class KVCacheLike(Protocol):
     """All layers and the token log; `offset == len(log)`."""
+
+    @property
+    def peers(self) -> Peers | None:
+        """None: this process has the whole model."""
+        ...
 
     @property
     def log(self) -> Sequence[int]: ...

@@ -1,7 +1,8 @@
 """Restore a cache from disk: find the longest saved prefix, of this session or another; read it (chunk_reader.py), or
 give up where prefilling the tokens is faster; move bad chunks to quarantine.
 
-A fault in the saved rows costs a prefill and a notice; it never raises and never changes the output. Engine thread.
+A fault in the saved rows costs a prefill and a notice; it never raises and never changes the output. Processes that
+share a model restore their parts together, up to the same position. Engine thread.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from enum import IntEnum
 
+from mlxkv.cache.peers import Agree
 from mlxkv.errors import StoreError
 from mlxkv.stats import bytes_text
 from mlxkv.store.db.history import EMPTY_HISTORY, pack_ids
@@ -33,6 +36,14 @@ from mlxkv.token_ids import common_prefix
 MIN_SHARED = 32  # tokens; a prefill of fewer takes no time
 SMALL = 4 << 20  # bytes that any disk reads in no time: restored at any rate
 _TRIAL_SHARE = 0.03  # of the time of a prefill: how long a restore may take before its rate is judged
+
+
+class Outcome(IntEnum):
+    """How loading ended in one of the processes that share a model; the smallest decides."""
+
+    ENDED = 0  # too slow, or by an exception: no process tries again
+    BAD = 1  # a chunk was damaged: all try a shorter prefix
+    LOADED = 2
 
 
 @dataclass(frozen=True)
@@ -95,48 +106,83 @@ class Restorer:
         self._last_rate: float | None = None  # bytes per second
 
     def restore(
-        self, session_id: str | None, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0
-    ) -> Restored:
+        self, session_id: str | None, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0,
+        agree: Agree | None = None,
+    ) -> Restored:  # fmt: skip
         """See SessionStore.restore_kv, and without a session `borrow_kv`."""
+        together = nullcontext(agree or _alone)
+        if cache.peers is not None:
+            key = None if session_id is None else self.sessions.key(session_id)
+            together = cache.peers.restoring(key, ids, held)
+        with together as agree:
+            return self._restore(session_id, cache, model, ids, held, agree)
+
+    def _restore(
+        self, session_id: str | None, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int,
+        agree: Agree,
+    ) -> Restored:  # fmt: skip
         clock = self.chunks.files.clock
-        started, packed = clock(), pack_ids(ids)
-        if not held:
-            cache.reset()
-        saved = self._find(session_id, cache, model, packed, held)
+        started = clock()
+        try:
+            packed = pack_ids(ids)
+            if not held:
+                cache.reset()
+            saved = self._find(session_id, cache, model, packed, held)
+        except BaseException:
+            agree(0)  # the others do not wait
+            raise
         missing, notice = saved.missing, saved.notice
         self._quarantine(missing)
         tps = self.prefill_tps.get(model.model_id)
         bad: list[SavedChunk] = []
         reads: list[Read] = []
-        tokens = 0
-        while (end := next(restorable_positions(cache.groups, saved.chunks, saved.limit), 0)) > held:
-            reads = reads_for(cache.groups, saved.chunks, end)
+        lacking = set[int]()  # numbers of the processes that have fewer rows than this one
+        tokens, limit = 0, saved.limit
+        while True:
+            end = next(restorable_positions(cache.groups, saved.chunks, limit), 0)
+            end = end if end > held else 0
+            reads = reads_for(cache.groups, saved.chunks, end) if end else []
             num_bytes = sum(read.chunk.size for read in reads)
             if held and tps and self._last_rate and num_bytes / self._last_rate > (end - held) / tps:
-                reads, notice = [], _slow(num_bytes, self._last_rate)
+                reads, notice, end = [], _slow(num_bytes, self._last_rate), 0
+            offers = agree(end)
+            lacking |= {number for number, offer in enumerate(offers) if offer < end}
+            if (limit := min(offers)) < max(offers):
+                if limit:
+                    continue  # perhaps not a position where every process can continue
+                reads = []
+            if not limit:
                 break
             rate = ReadRate(num_bytes, end / tps if tps else None, clock)
+            outcome = Outcome.LOADED
             try:
                 load(cache, ids[:end], reads, self.chunks, rate.is_fast_enough)
             except BadChunkError as error:
-                cache.reset()
-                held = 0
+                outcome = Outcome.BAD
                 bad.append(error.chunk)
                 if session_id is not None:
                     self._quarantine([error.chunk])
-                saved, reads = saved.without([error.chunk]), []
-                continue
-            except BaseException as error:
+                saved = saved.without([error.chunk])
+            except TooSlowError:
+                outcome, notice = Outcome.ENDED, _slow(num_bytes, rate.bytes_per_second)
+            except BaseException:
                 cache.reset()
-                if not isinstance(error, TooSlowError):
-                    raise
+                agree(Outcome.ENDED)
+                raise
+            if outcome == Outcome.ENDED or (outcome == Outcome.LOADED and num_bytes >= SMALL):
                 self._last_rate = rate.bytes_per_second
-                reads, notice = [], _slow(num_bytes, self._last_rate)
+            outcomes = agree(outcome)
+            if min(outcomes) == Outcome.LOADED:
+                tokens = end
                 break
-            tokens = end
-            if num_bytes >= SMALL:
-                self._last_rate = rate.bytes_per_second
-            break
+            lacking |= {number for number, other in enumerate(outcomes) if other < outcome}
+            cache.reset()
+            held, reads = 0, []
+            if min(outcomes) == Outcome.ENDED:
+                break
+        if lacking and notice is None and cache.peers is not None:
+            names = ", ".join(cache.peers.names[number] for number in sorted(lacking))
+            notice = f"On {names}, part of the saved KV cache could not be restored"
         if bad or (missing and tokens < saved.committed):
             notice = f"In the saved KV cache {len(bad)} chunks were damaged and {len(missing)} missing"
         elif tokens < saved.committed and notice is None and not held:
@@ -226,6 +272,11 @@ class Restorer:
         with suppress(StoreError), self.sessions.database.writing(lasting=False) as db:
             now = time.time()  # the disk limit removes the least recently used first
             db.executemany("UPDATE chunk SET last_used = ? WHERE digest = ?", [(now, c.digest) for c in chunks])
+
+
+def _alone(number: int) -> tuple[int, ...]:
+    """The answer of the only process."""
+    return (number,)
 
 
 def _why_shorter(groups: Sequence[LayerGroup], saved: Saved, tokens: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 
 from mlxkv.stats import bytes_text
@@ -15,7 +16,7 @@ from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import EncodedChunk
 from mlxkv.store.kv.commits import STATE
-from mlxkv.store.kv.protocols import KVCacheLike
+from mlxkv.store.kv.protocols import KVCacheLike, RecurrentStates
 from mlxkv.store.kv.quota import Quota
 from mlxkv.store.kv.save_plan import Plan, SavePlanner, encode_chunks
 from mlxkv.store.kv.state_saves import Occasion
@@ -27,7 +28,7 @@ class Saver:
     """The saves of one store. Arguments and errors are those of SessionStore's methods."""
 
     def __init__(self, sessions: Sessions, chunks: ChunkFiles, quota: Quota, writer: Writer) -> None:
-        self._database, self._chunks, self._quota, self._writer = sessions.database, chunks, quota, writer
+        self._sessions, self._chunks, self._quota, self._writer = sessions, chunks, quota, writer
         self.planner = SavePlanner(sessions, chunks)
         self._newest: dict[str, tuple[Job, Mapping[str, tuple[str, int]]]] = {}  # with groups and sizes by digest
         self._last_notices: dict[str, str] = {}  # of a session, not to be repeated
@@ -99,10 +100,17 @@ class Saver:
                 new += 0 if self._chunks.has(chunk.digest, chunk.size) else chunk.size
                 yield chunk
 
-        job = self._writer.submit(plan, counted(), _num_bytes(plan, cache))
-        if occasion == Occasion.PAUSE:
-            self.planner.note_pause(plan)
-        self._newest[session_id] = job, chunks
+        failures = nullcontext(list[str]())
+        if cache.peers is not None:
+            has_states = any(isinstance(group, RecurrentStates) for group in cache.groups)
+            at = resume_at() if resume_at is not None and has_states else plan.pos
+            failures = cache.peers.saving(self._sessions.key(session_id), plan.pos, occasion, at)
+        with failures as failed:
+            job = self._writer.submit(plan, counted(), _num_bytes(plan, cache))
+            if occasion == Occasion.PAUSE:
+                self.planner.note_pause(plan)
+            self._newest[session_id] = job, chunks
+        notice = notice or self._unless_repeated(session_id, next(iter(failed), None))
         return job, KVCommit(plan.pos, new, notice)
 
     def _plan(
@@ -125,7 +133,7 @@ class Saver:
             plan, what = replace(whole, pos=0, heads=()), "Nothing"
         state = next((group.row_bytes for group in cache.groups if group.name == STATE), 0)
         takes = f", and a recurrent state takes {bytes_text(state)}" if state else ""
-        limit = self._quota.description(self._database)
+        limit = self._quota.description(self._sessions.database)
         notice = f"{what} of this chat's KV cache fits {limit}{takes}; raise `disk_limit`."
         return replace(plan, notice=notice)
 
