@@ -7,7 +7,6 @@ calling thread, which thereby owns MLX; it shares state and slash commands with 
 from __future__ import annotations
 
 import queue
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -326,11 +325,8 @@ class PlainChat:
             self._dispatcher.stop()
             self._dispatcher.pause_download()
 
-        before = handle_interrupts(stop)
-        try:
+        with handle_interrupts(stop):
             yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
 
 def _shortened(text: str) -> str:

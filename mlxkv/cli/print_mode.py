@@ -186,11 +186,8 @@ def _interrupts(chat: Chat) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         chat.cancel()
 
-    before = handle_interrupts(stop)
-    try:
+    with handle_interrupts(stop) as before:
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _restored(chat: Chat) -> str:

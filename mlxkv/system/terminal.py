@@ -86,10 +86,14 @@ def close_before_ending(stop: Callable[[], object]) -> Iterator[None]:
             os.kill(os.getpid(), received[0])
 
 
-def handle_interrupts(handler: Callable[..., object]) -> Any:
-    """Set a handler for Ctrl+C and return the one to restore. If SIGINT is ignored, as after `trap '' INT`, it stays
-    ignored."""
+@contextmanager
+def handle_interrupts(handler: Callable[..., object]) -> Iterator[Any]:
+    """Handle Ctrl+C inside the block, which gets the handler from before. If SIGINT is ignored, as after `trap '' INT`,
+    it stays ignored."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, handler)
-    return before
+    try:
+        yield before
+    finally:
+        signal.signal(signal.SIGINT, before)

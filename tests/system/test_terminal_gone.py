@@ -67,9 +67,9 @@ def test_ctrl_c_stays_ignored_where_it_was(before: signal.Handlers, handled: int
     seen: list[int] = []
     usual = signal.signal(signal.SIGINT, before)
     try:
-        restored = handle_interrupts(lambda number, _: seen.append(number))
-        os.kill(os.getpid(), signal.SIGINT)
-        signal.signal(signal.SIGINT, restored)
+        with handle_interrupts(lambda number, _: seen.append(number)):
+            os.kill(os.getpid(), signal.SIGINT)
+        restored = signal.getsignal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, usual)
     assert len(seen) == handled
