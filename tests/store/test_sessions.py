@@ -359,7 +359,7 @@ def test_the_last_turn_is_replaced_at_once_or_not_at_all(store: SessionStore, mo
         store.add_turn(session, TurnRecord("user", text, ids))
     before = store.load(session)
     with monkeypatch.context() as patch:
-        patch.setattr(store.sessions, "_write_turn", lambda *_: 1 / 0)  # after the old one is gone
+        patch.setattr(store.sessions, "write_turn", lambda *_: 1 / 0)  # after the old one is gone
         with pytest.raises(ZeroDivisionError):
             store.replace_last(session, TurnRecord("user", "three", (5,)))
     assert store.load(session) == before

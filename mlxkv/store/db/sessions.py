@@ -1,6 +1,7 @@
 """Sessions and their turns in the database: create, append, update, load, list, find, search, fork.
 
-Every change is one transaction and a compare-and-swap on the session's head. Loads and saves no KV. Engine thread.
+Every change is one transaction and a compare-and-swap on the session's head. Loads and saves no KV; imports.py adds
+sessions that were made elsewhere. Engine thread.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -90,78 +91,18 @@ class Sessions:
         """
         now, system = time.time(), None if system is None else well_formed(system)
         with self.database.writing() as db:
-            session_id = self._insert(
+            session_id = self.insert(
                 db, title=title, created=now, updated=now, model=save_model(db, model), system=system,
                 params=to_json(dict(params or {})), parent=parent, forked_at=forked_at, head=genesis(system), **more,
             )  # fmt: skip
         self.known_heads[session_id] = genesis(system)
         return session_id
 
-    def import_session(self, chat: SessionRecord) -> str:
-        """Add a session that was exported elsewhere, with its dates, and return its new id. It is sorted by date: the
-        chat last used here stays the newest."""
-        with self.database.writing() as db:
-            session_id = self._import(db, chat)
-        self.known_heads[session_id] = chat.head
-        return session_id
-
-    def import_families(self, families: Iterable[Sequence[tuple[SessionRecord, int | None]]]) -> tuple[str | None, ...]:
-        """Add chats of another program with all their branches, or none if anything fails.
-
-        Args:
-            families: the branches of each chat, in the order in which they were made, each with the number of the one
-                that it is a fork of. A family is skipped if a session of the same `origin` exists.
-
-        Returns:
-            For each family the id of its session without a parent; None if it was skipped.
-        """
-        added: list[str | None] = []
-        with self.database.writing() as db:
-            known = {origin for (origin,) in db.execute("SELECT origin FROM session WHERE origin IS NOT NULL")}
-            for family in families:
-                origins = {record.origin for record, _ in family if record.origin}
-                if origins & known:
-                    added.append(None)
-                    continue
-                known |= origins
-                ids = [self._import(db, record) for record, _ in family]
-                for session_id, (record, parent) in zip(ids, family, strict=True):
-                    if parent is None:
-                        added.append(session_id)
-                        continue
-                    forked = (ids[parent], record.forked_at, session_id)
-                    db.execute(
-                        f"UPDATE session SET parent = ?, forked_at = ?, flags = {IS_VERSION} WHERE id = ?", forked
-                    )
-        return tuple(added)
-
-    def _import(self, db: sqlite3.Connection, chat: SessionRecord) -> str:
-        head, length = genesis(chat.system), 0
-        earlier = "updated <= ?"
-        if chat.updated > time.time():  # one of two clocks is wrong: the chat last used here stays first
-            earlier = "? AND seq < (SELECT max(seq) FROM session)"
-        (place,) = db.execute(
-            f"SELECT coalesce(max(seq), 0) FROM session WHERE {earlier} AND seq BETWEEN 0 AND {1 << 62}",
-            (chat.updated,),
-        ).fetchone()
-        session_id = self._insert(
-            db, title=chat.title, created=chat.created, updated=chat.updated, model=save_model(db, chat.model),
-            system=chat.system, params=to_json(dict(chat.params)), head=head, kind=chat.kind,
-            clock=chat.clock, settings=chat.settings, preset=chat.preset, origin=chat.origin, seed=chat.seed,
-        )  # fmt: skip
-        for i, turn in enumerate(chat.turns):
-            head, _ = self._write_turn(db, session_id, i, turn, length, head)
-            length = (turn.start or 0) + len(turn.ids)
-        if head != chat.head:
-            raise CorruptError("The chat's messages do not match its digests; it was not imported.")
-        db.execute("UPDATE session SET updated = ?, seq = ? WHERE id = ?", (chat.updated, place, session_id))
-        return session_id
-
-    def _insert(
+    def insert(
         self, db: sqlite3.Connection, *, title: str, kind: Kind = Kind.CHAT, clock: str | None = None,
         seed: int | None = None, settings: Mapping[str, Any] | None = None, **columns: Any,
     ) -> str:  # fmt: skip
-        """Insert a session without turns and return its id."""
+        """Insert a session without turns, inside a transaction of the caller, and return its id."""
         if kind not in KINDS or not (clock is None or is_clock(clock)) or not (seed is None or is_seed(seed)):
             raise StoreError(f"A session cannot have kind {kind!r}, clock {clock!r} and seed {seed!r}; this is a bug.")
         columns = {
@@ -194,7 +135,7 @@ class Sessions:
         with self.database.writing() as db:
             current = self._check_head(db, session_id, head)
             i, length = self._end(db, session_id)
-            new, record = self._write_turn(db, session_id, i, turn, length, current)
+            new, record = self.write_turn(db, session_id, i, turn, length, current)
         self._continue(session_id, current, i, record, new)
         return new
 
@@ -219,7 +160,7 @@ class Sessions:
             db.execute("DELETE FROM turn WHERE id = ?", (rowid,))
             remove_commits(db, session_id, [current])
             i, length = self._end(db, session_id)
-            new, record = self._write_turn(db, session_id, i, turn, length, prev)
+            new, record = self.write_turn(db, session_id, i, turn, length, prev)
         self._continue(session_id, current, i, record, new)
         return new
 
@@ -243,7 +184,7 @@ class Sessions:
             rowid, i, _, start, prev, _ = last
             unindex_turns(db, [rowid])
             db.execute("DELETE FROM turn WHERE id = ?", (rowid,))
-            new, record = self._write_turn(db, session_id, i, turn, start, prev)
+            new, record = self.write_turn(db, session_id, i, turn, start, prev)
             if continues:
                 move_commits(db, session_id, current, new)
         self._continue(session_id, current, i, record, new)
@@ -272,10 +213,10 @@ class Sessions:
         if known is not None and known.head == current:
             self._remember(session_id, known.first(num_kept))
 
-    def _write_turn(
+    def write_turn(
         self, db: sqlite3.Connection, session_id: str, i: int, turn: TurnRecord, length: int, prev: str
     ) -> tuple[str, TurnRecord]:
-        """Insert a turn; returns its digest and the turn as stored."""
+        """Insert a turn, inside a transaction of the caller; returns its digest and the turn as stored."""
         start = length if turn.start is None else turn.start
         if not 0 <= start <= length:
             raise StoreError(f"Turn {i + 1} cannot start at {start} in a log of {length} tokens; this is a bug.")

@@ -19,6 +19,7 @@ import xxhash
 from mlxkv.errors import CorruptError, StoreError, shortened
 from mlxkv.safetensors.header import read_header
 from mlxkv.store.db.history import pack_ids, to_json
+from mlxkv.store.db.imports import import_session
 from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.export.archive import ArchiveFile, is_archive, read_archive, write_archive
 from mlxkv.store.export.document import MAX_IDS, from_document, to_document
@@ -68,7 +69,7 @@ def export_chat(sessions: Sessions, chunks: ChunkFiles, session_id: str, path: P
 def import_chat(sessions: Sessions, writer: Writer, path: Path, trust_kv: bool) -> Imported:
     """See SessionStore.import_chat."""
     chat, kv, file = read_chat(path)
-    session_id = sessions.import_session(chat)
+    session_id = import_session(sessions, chat)
     done = Imported(session_id, chat.title, chat.model.name, len(chat.turns), len(chat.log))
     if not trust_kv:
         return done

@@ -13,6 +13,7 @@ import pytest
 
 from mlxkv.errors import StoreError
 from mlxkv.events import ToolCall
+from mlxkv.store.db import imports
 from mlxkv.store.export.foreign import read
 from mlxkv.store.export.foreign.branches import MAX_BRANCHES
 from mlxkv.store.records import SessionRecord
@@ -204,7 +205,7 @@ def test_a_hostile_export_imports_nothing(
 def test_a_failure_in_the_middle_imports_nothing(
     store: SessionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = type(store.sessions)._import, 0
+    real, calls = imports._add, 0
 
     def failing(*args: Any) -> str:
         nonlocal calls
@@ -213,7 +214,7 @@ def test_a_failure_in_the_middle_imports_nothing(
             raise OSError(28, "No space left on device")
         return real(*args)
 
-    monkeypatch.setattr(type(store.sessions), "_import", failing)
+    monkeypatch.setattr(imports, "_add", failing)
     path = write(tmp_path / "c.json", [chatgpt(), claude()])
     with pytest.raises(StoreError):
         store.import_foreign(path)

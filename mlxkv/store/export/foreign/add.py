@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxkv.stats import plural
+from mlxkv.store.db.imports import import_families
 from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.export.foreign.read import read_export
 
@@ -51,7 +52,7 @@ def import_foreign(sessions: Sessions, path: Path) -> ForeignImport | None:
     if export is None:
         return None
     families = [[(branch.record, branch.parent) for branch in family.branches] for family in export.families]
-    ids = sessions.import_families(families)
+    ids = import_families(sessions, families)
     new = [family for family, session_id in zip(export.families, ids, strict=True) if session_id]
     return ForeignImport(
         export.program,
