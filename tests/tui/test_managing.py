@@ -15,7 +15,7 @@ from mlxkv.protocol.status import ChatSummary
 from mlxkv.tui.state.lists.chat_list import group_text, listed_as, sidebar_entries
 from mlxkv.tui.state.lists.choice_lists import chats_list
 from mlxkv.tui.widgets.picker import Picker
-from mlxkv.tui.widgets.sidebar import Sidebar
+from mlxkv.tui.widgets.sidebar import KEYS, SEARCH_KEYS, Sidebar
 from tests.tui.fake_engine import CHATS, STATS, FakeEngine
 from tests.tui.window import window
 
@@ -48,6 +48,22 @@ async def test_the_sidebar_lists_opens_renames_exports_and_deletes() -> None:
 
 
 @pytest.mark.slow
+async def test_the_sidebar_says_its_keys_and_passes_other_letters_on() -> None:
+    """"Count", typed while nothing told that the list had the focus, once renamed a chat: its letters were commands."""
+    async with window(size=(140, 40)) as w:
+        await w.pilot.press("ctrl+b")
+        await w.until(lambda: KEYS in w.bar("activity"))
+        await w.pilot.press("slash", *"port", "ctrl+u", *"rust")
+        await w.until(lambda: SEARCH_KEYS in w.bar("activity") and "Chats · rust▏" in w.screen())
+        await w.pilot.press("escape")
+        await w.until(lambda: KEYS in w.bar("activity"))
+        await w.pilot.press(*"Count drafts")
+        await w.until(lambda: w.app.prompt.text == "Count drafts")
+        assert w.app.focused is w.app.prompt
+        assert KEYS not in w.bar("activity")
+
+
+@pytest.mark.slow
 async def test_searching_in_the_sidebar_takes_letters_as_letters() -> None:
     async with window(size=(140, 40)) as w:
         await w.pilot.press("ctrl+b")
@@ -61,6 +77,18 @@ async def test_searching_in_the_sidebar_takes_letters_as_letters() -> None:
         await w.pilot.press("enter")
         await w.until(lambda: OpenChat("c2") in w.engine.commands)
         assert not w.sent(ExportChat)
+
+
+@pytest.mark.slow
+async def test_a_list_over_the_chat_leaves_its_lines_as_they_are() -> None:
+    """They were wrapped to no width while hidden, and shown so for a moment when the list had closed."""
+    async with window() as w:
+        await w.ask("/resume rust")
+        await w.until(lambda: "nothing to prefill" in w.said())
+        width = w.app.transcript.lines.width
+        await w.pilot.press("ctrl+k")
+        await w.until(lambda: isinstance(w.app.focused, Picker) and not w.app.transcript.view.size)
+        assert w.app.transcript.lines.width == width > 70
 
 
 @pytest.mark.slow

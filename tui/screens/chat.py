@@ -227,15 +227,21 @@ class ChatScreen(Screen[None]):
         state, (hint, until) = self.state, self._hint
         hint = hint if state.clock() < until else ""
         left, right = state.activity(width)
-        if self.picker is not None and not hint:
-            right = self.picker.listing.hint
-        elif self.find_bar is not None:
-            right = self.find_bar.KEYS
         if hint:
             left, right = (left, hint) if left else (hint, "")
-        elif self.picker is None and self.find_bar is None and not self.transcript.view.follow:
+        elif keys := self._keys():
+            right = keys
+        elif not self.transcript.view.follow:
             right = "End ↓ to follow" if state.transcript.reply else "End ↓"
         self.activity.show(f" {left}" if left else "", f"{right} ")
+
+    def _keys(self) -> str:
+        """What the keys do in a list, a search or the sidebar that has the focus."""
+        if self.picker is not None:
+            return self.picker.listing.hint
+        if self.find_bar is not None:
+            return self.find_bar.KEYS
+        return self.sidebar.keys if self.sidebar is not None else ""
 
     def _show_figures(self, has_sidebar: bool, width: int, is_covered: bool) -> None:
         """Show the panel if it is open, unless the pane covers it, else its figures in the sidebar if they fit."""
@@ -492,7 +498,7 @@ class ChatScreen(Screen[None]):
         elif self.sidebar is None:
             from mlxkv.tui.widgets.sidebar import Sidebar
 
-            self.sidebar = Sidebar()
+            self.sidebar = Sidebar(self._type)
             self.body.mount(self.sidebar, before=self.main)
             self.state.submit(cmd.ListChats())
             self.sidebar.call_after_refresh(self.sidebar.focus_list)
@@ -503,6 +509,11 @@ class ChatScreen(Screen[None]):
             self.sidebar = None
             self.prompt.focus()
         self.sync()
+
+    def _type(self, text: str) -> None:
+        """Give the prompt the focus and what was typed elsewhere."""
+        self.set_focus(self.prompt)  # `focus` acts later, and the next letter would be a command of the list
+        self.prompt.insert(text)
 
     def on_sidebar_action_requested(self, message: Sidebar.ActionRequested) -> None:
         chat = next((chat for chat in self.state.chats if chat.id == message.session_id), None)

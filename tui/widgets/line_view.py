@@ -66,6 +66,8 @@ class LineView(ScrollView, can_focus=False):
 
     def on_resize(self) -> None:
         self._fitted = self.size
+        if not self.size:
+            return  # hidden: wrapped to no width, the lines would be seen so when they come back
         width = max(20, self.scrollable_content_region.width)
         if width != self.lines.width:
             self.change(lambda: self.lines.reset(width))

@@ -107,6 +107,8 @@ class Picker(OptionList):
             self.post_message(self.Selected(cmd.SearchChats(self._words)))
         elif event.key == "backspace":
             self._words = self._words[:-1]
+        elif event.key == "ctrl+u":
+            self._words = ""
         elif event.is_printable and event.character:
             self._words += event.character
         else:

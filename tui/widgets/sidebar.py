@@ -1,11 +1,12 @@
 """The sidebar (Ctrl+B): chats by date with their forks, and below them speed, memory and disk. UI thread.
 
-It posts requests, the screen acts on them. While it has the focus, letters are commands; after `/` they search.
+It posts requests, the screen acts on them. While it has the focus, the letters in `KEYS` are commands, and any other is
+typed into the prompt; after `/` they search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 from rich.text import Text
@@ -21,6 +22,8 @@ from mlxkv.protocol.status import ChatSummary
 from mlxkv.tui.state.lists.chat_list import Entry, listed_as, sidebar_entries
 
 WIDTH = 31  # with its rule at the right
+KEYS = "⏎ open · r rename · d delete · x export · / search · esc"
+SEARCH_KEYS = "⏎ open · esc all chats"
 Action = Literal["open", "rename", "delete", "export", "leave"]
 
 
@@ -63,8 +66,9 @@ class Sidebar(Vertical):
             super().__init__()
             self.action, self.session_id = action, session_id
 
-    def __init__(self) -> None:
+    def __init__(self, type_into_prompt: Callable[[str], None]) -> None:
         super().__init__()
+        self._type = type_into_prompt
         self._title = Static("Chats", id="sidebar-title", markup=False)
         self._list = OptionList()
         self._legend = Static("● instant resume ○ prefills", id="sidebar-legend", markup=False)
@@ -101,6 +105,11 @@ class Sidebar(Vertical):
 
     def focus_list(self) -> None:
         self._list.focus()
+
+    @property
+    def keys(self) -> str:
+        """What its keys do now; "" without the focus."""
+        return "" if not self.has_focus_within else KEYS if self._words is None else SEARCH_KEYS
 
     def _fill(self) -> None:
         width = WIDTH - 4
@@ -145,9 +154,15 @@ class Sidebar(Vertical):
 
     def on_key(self, event: Key) -> None:
         if self._words is None:
+            if event.is_printable and event.character and event.key not in self._own_keys:
+                event.stop()
+                event.prevent_default()
+                self._type(event.character)
             return
         if event.key == "backspace":
             self._words = self._words[:-1]
+        elif event.key == "ctrl+u":
+            self._words = ""
         elif event.is_printable and event.character:
             self._words += event.character
         else:
@@ -156,9 +171,13 @@ class Sidebar(Vertical):
         event.prevent_default()
         self._fill()
 
+    @property
+    def _own_keys(self) -> set[str]:
+        return {key for key, bound in self.screen.active_bindings.items() if bound.node is self}
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Disable the commands while words are typed."""
-        return action == "leave" or self._words is None
+        return self.has_focus_within and (action == "leave" or self._words is None)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         event.stop()
