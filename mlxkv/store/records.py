@@ -139,6 +139,7 @@ class Restored:
         notice: one sentence if saved rows could not be used, else None.
         rng: the state of the random numbers after these tokens, with which sampling continues; None if none was saved.
         shared: of the tokens, those whose rows another chat with the same beginning saved.
+        is_other: the saved rows were made with another model or setting, which `notice` says.
         evicted: of the tokens, those that had been evicted from the window, so that nothing was loaded for them.
     """
 
@@ -149,6 +150,7 @@ class Restored:
     rng: bytes | None = None
     shared: int = 0
     evicted: int = 0
+    is_other: bool = False
 
 
 # -- sanity checks ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -205,7 +206,8 @@ def test_switching_models_goes_on_with_the_chat_and_says_what_is_read_again(
     events = watched.until(ModelReady)
     opened = next(e for e in events if isinstance(e, ChatOpened))
     assert opened.messages[0].text == "hi"
-    assert any(isinstance(e, Notice) and "model" in e.text for e in events)
+    (said,) = [e.text for e in events if isinstance(e, Notice)]
+    assert re.fullmatch(r"other is loaded; your next message prefills \d+ tokens of this chat with it\.", said)
 
 
 @pytest.mark.slow

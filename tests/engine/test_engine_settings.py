@@ -48,7 +48,8 @@ def test_a_chats_settings_are_stored_and_hold_when_it_is_resumed(said: Said, tin
     said.ask(cmd.ChangeSettings({"max_tokens": 4}))
     said.ask(cmd.ChangeSettings({}, dropped=("max_tokens",)))
     assert said.context.settings.max_tokens == 5
-    said.ask(cmd.ChangeSettings({"max_tokens": 2, "window": 512}))
+    events = said.ask(cmd.ChangeSettings({"max_tokens": 2, "window": 512}))
+    assert not [event for event in events if isinstance(event, ev.Notice)]  # `SettingsApplied` says what it costs
     said.context.close()
     with mlxkv.load(tiny_path) as model, model.resume(session) as chat:  # from Python, too
         assert chat.ask("four").stats.generated_tokens == 2

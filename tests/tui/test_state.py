@@ -395,6 +395,22 @@ def test_other_bounds_of_the_chat_leave_what_was_answered(state: ChatState, mess
     assert applied == "The KV cache has its new bounds."
 
 
+def test_what_was_answered_during_the_last_reply_stays_below_it(state: ChatState) -> None:
+    """A change of the cache, or another model, draws the chat anew; what stood above the question is not repeated."""
+    state.transcript.add_line("before")
+    state.prompt("q")
+    feed(state, TurnStarted("q"), TextDelta("a", 1))
+    state.transcript.add_line("during")
+    feed(state, TurnFinished("stop", "a", STATS))
+    state.transcript.add_line("after")
+    state.submit(LoadModel("other"))
+    state.transcript.take_change()
+    feed(state, ChatOpened("s1", "t", (Message("user", "q"), Message("assistant", "a", STATS))))
+    *_, figures, during, after = state.transcript.take_change().settled
+    assert (figures.kind, during.text, after.text) == (Kind.STATS, "during", "after")
+    assert (during.tight, after.tight) == (False, False)
+
+
 def test_calls_and_results_are_dim_lines(state: ChatState) -> None:
     stats, calls = TurnStats(finish_reason="tool_calls"), (ToolCall("f", '{"a":\n1}\x1b'),)
     reply = Message("assistant", "so", stats, tool_calls=calls)

@@ -356,7 +356,7 @@ class ChatState:
         is_fork = self._is_running(cmd.Fork)
         self.complete(cmd.NewChat, cmd.OpenChat, cmd.Rewind, cmd.Fork)
         was_read_only = bool(self.read_only) and event.session_id == self.session_id
-        is_changed = self._is_running(cmd.ChangeSettings, cmd.TakePreset)
+        is_changed = self._is_running(cmd.ChangeSettings, cmd.TakePreset, cmd.LoadModel)
         forked = self.transcript.title if is_fork else ""
         self.transcript.show_chat(event, keeps_position=was_read_only, keeps_notices=is_changed)
         self.session_id, self.read_only = event.session_id, clean(event.read_only)

@@ -75,7 +75,7 @@ def open_chat(context: EngineContext, session_id: str, *, keep: bool = False) ->
     yield ev.SettingsInForce(context.sources)
     if unusable:
         yield Notice(unusable)
-    if chat.restored and chat.restored.notice:
+    if chat.restored and chat.restored.notice and not (keep and chat.restored.is_other):  # the change itself says so
         yield Notice(chat.restored.notice)
     if not context.save:
         chat.detach()

@@ -20,6 +20,7 @@ from mlxkv.protocol.events import (
     FailureKind,
     ModelLoading,
     ModelMissing,
+    Notice,
 )
 
 
@@ -76,7 +77,16 @@ def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEve
     context.unloaded = None
     if had_model:
         yield from closed.reopen(context, is_same_model=before == (model.name, model.adapter))
+        if (before is None or before[0] != model.name) and command.then is None:
+            yield from _prefills_again(context, name)
     yield context.model_ready(name)
+
+
+def _prefills_again(context: EngineContext, name: str) -> Iterator[EngineEvent]:
+    chat = context.chat
+    if chat is not None and chat.messages and (left := len(chat.log) - chat.cache.offset) > 1:
+        name = name.rstrip("/").rsplit("/", 1)[-1]
+        yield Notice(f"{name} is loaded; your next message prefills {left:,} tokens of this chat with it.")
 
 
 def _must_be_downloaded(name: str) -> bool:

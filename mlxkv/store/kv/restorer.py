@@ -187,7 +187,10 @@ class Restorer:
             notice = f"In the saved KV cache {len(bad)} chunks were damaged and {len(missing)} missing"
         elif tokens < saved.committed and notice is None and not held:
             notice = _why_shorter(cache.groups, saved, tokens)
-        restored = Restored(tokens, sum(read.chunk.size for read in reads), clock() - started, shared=tokens)
+        is_other = notice is not None and notice == saved.notice
+        restored = Restored(
+            tokens, sum(read.chunk.size for read in reads), clock() - started, shared=tokens, is_other=is_other
+        )
         if session_id is None:
             return restored
         if notice:

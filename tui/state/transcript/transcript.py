@@ -61,6 +61,8 @@ class TranscriptModel:
         self._kv_before = self._evicted_before = self._filled_before = 0
         self._last: Kind | None = None  # kind of the last block
         self._notices: list[Block] = []  # since the last reply
+        self._lines: list[Block] = []  # since the last reply began, which are shown again when the chat is drawn anew
+        self._num_before = 0  # of them: those above the question of the reply in progress
 
     @property
     def is_empty(self) -> bool:
@@ -103,10 +105,12 @@ class TranscriptModel:
     # -- a chat ------------------------------------------------------------------------------------------
 
     def show_chat(self, event: ev.ChatOpened, keeps_position: bool = False, keeps_notices: bool = False) -> None:
-        """Replace everything by the chat that was opened. `keeps_notices`: those since the last reply stay below it."""
-        notices = self._notices if keeps_notices and self.is_open else []
+        """Replace everything by the chat that was opened. `keeps_notices`: those since the last reply began stay, below
+        it."""
+        lines = self._lines if keeps_notices and self.is_open else []
         early, self._before_opening, self.is_open = self._before_opening, [], True
-        self._notices = [*early, *notices]
+        self._notices = self._lines = [*early, *lines]
+        self._num_before = 0
         self._title_message = self.rule = None
         self.title, self.reply, self.messages = title_line(event.title), None, list(event.messages)
         self._kv_before, self._evicted_before = 0, event.evicted_tokens
@@ -130,7 +134,8 @@ class TranscriptModel:
             self._kv_before = event.restored_bytes
             text = restored_text(event.restored_tokens, event.restored_bytes, event.restore_s, event.left_tokens)
             self._append([Block(Kind.META, text)])
-        self._append(notices)
+        if lines:
+            self._append([replace(lines[0], tight=self._last is Kind.META), *lines[1:]])
 
     # -- a turn ------------------------------------------------------------------------------------------
 
@@ -144,7 +149,7 @@ class TranscriptModel:
                 self.title = title_line(text.lstrip()[:1000].strip().split("\n")[0][:60])
                 self._title_message = len(self.messages)
             self.messages.append(ev.Message("user", text))
-        self.reply = StreamingReply(self._clock())
+        self.reply, self._num_before = StreamingReply(self._clock()), len(self._lines)
 
     def remove_last_message(self) -> None:
         """Remove the last user message, which got no reply."""
@@ -172,7 +177,7 @@ class TranscriptModel:
         message = ev.Message("assistant", event.text, event.stats, event.thinking, event.can_be_quiet, event.tool_calls)
         self._append([Block(Kind.META, line, message=number) for line in call_lines(message.tool_calls)])
         self.messages.append(message)
-        self._notices = []
+        self._notices, self._lines, self._num_before = [], self._lines[self._num_before :], 0
         self._add_no_answer(message)
         self._add_stats(event.stats, number)
         notice = eviction_text(event.stats, self._evicted_before) or nearly_full_text(event.stats, self._filled_before)
@@ -232,7 +237,7 @@ class TranscriptModel:
     def _add(self, block: Block, is_answer: bool = True) -> None:
         """Add a line between the messages; during a reply it goes above the unfinished block."""
         self._append([block])
-        self._notices.append(block)
+        self._notices, self._lines = [*self._notices, block], [*self._lines, block]
         if is_answer:
             self._change.answer = len(self._change.settled) - 1
         if not self.is_open:
