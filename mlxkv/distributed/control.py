@@ -11,9 +11,6 @@ import json
 import os
 import random
 import shlex
-import signal
-import socket
-import stat
 import subprocess
 import sys
 import tempfile
@@ -21,20 +18,36 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from typing import Protocol
 
+from mlxkv.distributed.connections import Connections
 from mlxkv.distributed.doorkeeper import doorkeeper
 from mlxkv.distributed.group import FILE_PREFIX
 from mlxkv.distributed.hosts import Host, Hosts
 from mlxkv.errors import MachineError, first_line
+from mlxkv.system.supervisor_link import end_at_once
 
 SIGN_OF_LIFE_SECONDS = 1.0
 ALIVE, READY = b".", b"r"  # what the others say
-_HUNG_SECONDS = 60.0  # without a sign of life
+_HUNG_SIGNS = 60  # that are missed in a row
 _GONE_SECONDS = 2.0  # that the end of a process may be noticed later than the end of its connection
+_STUCK_SECONDS, _STUCK_LOOKS = 5.0, 10  # that rank 0 may stay at one place once another process has ended
 _PORTS = (33_000, 60_000)
 _MODULE = ("-P", "-m", "mlxkv.distributed")
 _SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5")
+
+
+class Joined(Protocol):
+    """Rank 0's end of MLX's group; `link.py` implements it."""
+
+    @property
+    def place(self) -> object:
+        """Where the thread is that needs the others; None: it needs none, or knows that one is gone."""
+        ...
+
+    def lost(self) -> MachineError:
+        """The error that says which is gone."""
+        ...
 
 
 class Control:
@@ -42,13 +55,18 @@ class Control:
 
     Attributes:
         hosts: in the order of ranks.
+        is_broken: one of them has ended.
     """
 
     def __init__(self, hosts: Hosts) -> None:
         self.hosts = hosts
+        self.is_broken = False
+        self._joined: tuple[Connections, Joined] | None = None
         self._gone: list[int] = []  # ranks, in the order they ended
         self._changed = threading.Condition()
-        self._seen = [time.monotonic()] * len(hosts.hosts)
+        self._num_missed = [0] * len(
+            hosts.hosts
+        )  # signs of life; a time would blame the others where this process slept
         self._ready_ranks = {0}
         self._errors = [""] * len(hosts.hosts)
         self._is_closing = False
@@ -84,8 +102,9 @@ class Control:
         with suppress(OSError):  # its end is reported by the reader
             process.stdin.write(json.dumps(table).encode() + b"\n")
             process.stdin.flush()
-        for read in (self._read_signs, self._read_errors):
-            threading.Thread(target=read, args=(rank, process), daemon=True).start()
+        errors = threading.Thread(target=self._read_errors, args=(rank, process), daemon=True)
+        errors.start()
+        threading.Thread(target=self._read_signs, args=(rank, process, errors), daemon=True).start()
         return process
 
     # -- any thread --------------------------------------------------------------------------------------------------
@@ -108,6 +127,12 @@ class Control:
         with doorkeeper(pipes, self._own_addresses):
             self.call()
             yield
+
+    def watch(self, connections: Connections, link: Joined) -> None:
+        """Once a process has ended, cut these connections, and see whether rank 0 notices."""
+        self._joined = connections, link
+        if self.is_broken:
+            connections.cut()
 
     def call(self) -> None:
         """Wake all."""
@@ -139,15 +164,16 @@ class Control:
 
     # -- its threads -------------------------------------------------------------------------------------------------
 
-    def _read_signs(self, rank: int, process: subprocess.Popen[bytes]) -> None:
+    def _read_signs(self, rank: int, process: subprocess.Popen[bytes], errors: threading.Thread) -> None:
         assert process.stdout is not None
         while told := os.read(process.stdout.fileno(), 64):
-            self._seen[rank] = time.monotonic()
+            self._num_missed[rank] = 0
             if READY in told:
                 with self._changed:
                     self._ready_ranks.add(rank)
                     self._changed.notify_all()
         process.wait()
+        errors.join(_GONE_SECONDS / 2)  # for what it said last
         self._note_gone(rank)
 
     def _read_errors(self, rank: int, process: subprocess.Popen[bytes]) -> None:
@@ -161,16 +187,30 @@ class Control:
         with self._changed:
             self._gone.append(rank)
             self._changed.notify_all()
-        if not self._is_closing:
-            cut_connections(self.hosts)  # over ssh the other end may only be silent
+            self.is_broken = True
+        if self._joined is not None and not self._is_closing:
+            connections, link = self._joined
+            connections.cut()  # over ssh the other end may only be silent
+            self._end_if_stuck(link)
+
+    def _end_if_stuck(self, link: Joined) -> None:
+        """MLX, too, may wait for ever: for what it queued on a connection that was lost just then."""
+        place, num_equal = link.place, 0
+        while place is not None and not self._is_closing:
+            time.sleep(_STUCK_SECONDS / _STUCK_LOOKS)
+            before, place = place, link.place
+            num_equal = num_equal + 1 if place == before else 0
+            if num_equal == _STUCK_LOOKS:
+                end_at_once(str(link.lost()))
 
     def _watch(self) -> None:
         while not self._is_closing:
             time.sleep(SIGN_OF_LIFE_SECONDS)
             for rank, process in self._processes.items():
-                if process.poll() is None and time.monotonic() - self._seen[rank] > _HUNG_SECONDS:
-                    self._errors[rank] = self._errors[rank] or "it hung"
-                    process.send_signal(signal.SIGKILL)
+                self._num_missed[rank] += 1
+                if self._num_missed[rank] > _HUNG_SIGNS and process.poll() is None:
+                    self._errors[rank] = f"it gave no sign of life for {_HUNG_SIGNS} s"
+                    process.kill()
 
 
 def temporary(content: str) -> str:
@@ -179,15 +219,3 @@ def temporary(content: str) -> str:
     with os.fdopen(fd, "w") as file:
         file.write(content)
     return path
-
-
-def cut_connections(hosts: Hosts) -> None:
-    """Close this process's connections to the group, so that a collective fails that would wait for ever."""
-    addresses = {ip for host in hosts.hosts for ip in host.ips}
-    for fd in [int(entry.name) for entry in Path("/dev/fd").iterdir() if entry.name.isdecimal()]:
-        with suppress(OSError):
-            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-                continue
-            with socket.socket(fileno=os.dup(fd)) as found:
-                if found.type == socket.SOCK_STREAM and found.getpeername()[0] in addresses:
-                    found.shutdown(socket.SHUT_RDWR)

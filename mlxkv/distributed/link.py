@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -71,6 +72,8 @@ class Message:
 
 class Caller(Protocol):
     """What can wake the others, and knows which is gone; `control.py` implements it."""
+
+    is_broken: bool  # one is gone
 
     def call(self) -> None: ...
 
@@ -210,11 +213,17 @@ class Link:
         self.is_lost = True
         return MachineError(self._why)
 
+    @property
+    def place(self) -> object:
+        """Where this process's thread is; None: it needs no other process, or knows that one is gone. Any thread."""
+        frame = sys._current_frames().get(self._thread)
+        return None if self._rests or self.is_lost or frame is None else (frame, frame.f_lasti)
+
     # ----------------------------------------------------------------------------------------------------------------
 
     def check_connected(self) -> None:
         """Raises MachineError: another process is known to be gone."""
-        if self.is_lost:
+        if self.is_lost or (self._caller is not None and self._caller.is_broken):
             raise self.lost()
 
     def _before(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from mlxkv.config import Folders
 from mlxkv.device import current_device
+from mlxkv.distributed.connections import Connections
 from mlxkv.distributed.control import Control
 from mlxkv.distributed.group import Wish, join_group, rank_given, refuse_alone
 from mlxkv.distributed.hosts import read_hosts
@@ -52,11 +53,15 @@ def joined(joining: AbstractContextManager[None] | None = None) -> Link | None:
     """
     if not _joined:
         control = _controls[0] if _controls else None
+        connections = Connections()
         with (control.joining() if control is not None else None) or joining or nullcontext():
             group = join_group()
         if group is None:
             return None
+        connections.watch()
         link = Link(group, control)
+        if control is not None:
+            control.watch(connections, link)
         _joined.append(link)
         if link.rank == 0:
             atexit.register(link.end)

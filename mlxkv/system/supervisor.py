@@ -23,6 +23,7 @@ PARENT_PIPE_ENV = "MLXKV_PARENT_PIPE"  # for the child: two pipes, the first of 
 MODE_ENV = "MLXKV_TERMINAL_MODE"  # for the child: input and local flags of the terminal before `supervise`
 # Reports of the child: see `supervisor_link.SupervisorLink`.
 WINDOW_READS, WINDOW_PAUSED, ALIVE, QUITTING, TERMINAL_GONE = b"+", b"-", b".", b"q", b"a"
+ENDED_AT_ONCE = 75  # exit code of a child that could not close its window
 POLL_SECONDS = 0.2  # between two checks of a window that may hang
 HANG_SECONDS = 0.8  # after which the parent reads keys that the child has not read
 QUIT_SECONDS = 1.6  # from a quit, or the last report after it, until the child is killed
@@ -66,6 +67,8 @@ def supervise(command: Sequence[str], *, saves: bool = True) -> int:
     finally:
         _set_mode(terminal)
     child_stderr = b"" if stderr_file is None else _end_of(stderr_file)
+    if code == ENDED_AT_ONCE:
+        _restore(terminal)
     if code >= 0:
         if code or not watch.had_window:  # a window that ended well has shown its errors itself
             _write(2, child_stderr)

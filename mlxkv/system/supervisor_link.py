@@ -13,9 +13,11 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from types import FrameType
+from typing import NoReturn
 
 from mlxkv.system.supervisor import (
     ALIVE,
+    ENDED_AT_ONCE,
     PARENT_PIPE_ENV,
     POLL_SECONDS,
     QUITTING,
@@ -119,3 +121,9 @@ def foreign_call() -> FrameType | None:
                 return frame
             frame = frame.f_back
     return None
+
+
+def end_at_once(text: str) -> NoReturn:
+    """End this process, of which a thread waits for ever, and say why; a parent restores the terminal."""
+    os.write(2, f"mlxkv: {text}\n".encode())
+    os._exit(ENDED_AT_ONCE)
