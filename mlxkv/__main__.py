@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _NO_WINDOW = {"-p", "--print", "--plain", "-h", "--help", "-V", "--version", "--output-format"}
 _NO_WINDOW |= {"--install-completion", "--show-completion"}
-COMMANDS = ("chats", "models", "cache", "bench", "doctor", "path")
+COMMANDS = ("chats", "models", "cache", "serve", "bench", "doctor", "path")
 
 
 def opens_window(args: Sequence[str]) -> bool:

@@ -425,8 +425,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UsageErrors as error:  # raised only if `form` is given
         report("UsageError", error.format_message(), error.exit_code, form)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except OSError as error:
         if not is_terminal_error(error):
             raise

@@ -26,6 +26,7 @@ from mlxkv.events import Notice, ReplyFinished, RequestFailed
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.stats import plural, rate_text, seconds_text
 from mlxkv.system.regular_file import open_regular, reason
+from mlxkv.system.streams import INTERRUPTED
 from mlxkv.text.clean import clean
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from mlxkv.config import Settings
     from mlxkv.model import Model
     from mlxkv.scheduler import Request
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

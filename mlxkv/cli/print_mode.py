@@ -32,6 +32,7 @@ from mlxkv.events import (
 )
 from mlxkv.settings.setting_sources import ChatSettings
 from mlxkv.stats import evicted_text, no_answer_text, stat_line
+from mlxkv.system.streams import INTERRUPTED
 from mlxkv.system.terminal import close_before_ending, handle_interrupts
 from mlxkv.text.clean import CONTEXT, clean
 from mlxkv.tokenizer.tokens import decode
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from mlxkv.cache.prompt_cache import PromptCache
     from mlxkv.chat.chat import Chat
     from mlxkv.model import Model
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
+INTERRUPTED = 130  # the exit code after Ctrl+C
 _PIECE = 1 << 16  # bytes
 _NOTICE_SECONDS = 1.0  # without an end of input, until the user is told
 
@@ -72,6 +73,8 @@ def run(main: Callable[[], object]) -> NoReturn:
         main()
     except SystemExit as end:
         code = end.code
+    except KeyboardInterrupt:  # also while modules are imported
+        code = INTERRUPTED
     except BaseException:
         _flush()
         raise

@@ -284,7 +284,7 @@ def test_output_to_a_terminal_that_is_gone_ends_the_command(drops: bool, monkeyp
 
 def test_the_exit_code_and_the_error_of_a_command_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "prepare", lambda: None)
-    for end, code in ((SystemExit(3), 3), (SystemExit(), None), (None, 0)):
+    for end, code in ((SystemExit(3), 3), (SystemExit(), None), (KeyboardInterrupt(), 130), (None, 0)):
 
         def main(end: BaseException | None = end) -> None:
             if end is not None:

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+import typer
 
-from mlxkv.__main__ import opens_window
+from mlxkv.__main__ import COMMANDS, opens_window
+from mlxkv.cli.app import app
 from mlxkv.system.supervisor import (
     ALIVE,
     HANG_SECONDS,
@@ -335,3 +337,7 @@ def test_what_is_said_at_the_end() -> None:
 )  # fmt: skip
 def test_only_a_window_has_a_parent(args: list[str], window: bool) -> None:
     assert opens_window(args) is window
+
+
+def test_a_command_has_no_parent_which_would_keep_what_it_reports_until_it_ends() -> None:
+    assert {*COMMANDS, "chat"} == typer.main.get_command(app).commands.keys()  # type: ignore[attr-defined]
