@@ -21,15 +21,16 @@ import typer
 from mlxkv.cli.bench.command import bench
 from mlxkv.cli.cache import cache
 from mlxkv.cli.chats import chats, ids_for_completion
-from mlxkv.cli.close_command import mistyped
+from mlxkv.cli.close_command import mistyped, question_of
 from mlxkv.cli.completion import insert_chat_command, presets, prompt_caches
 from mlxkv.cli.completion import models as model_names
-from mlxkv.cli.error_output import UsageErrors, exit_code, json_format, report
-from mlxkv.cli.examples import Command, Root
+from mlxkv.cli.error_output import UsageErrors, exit_code, json_format, report, usage_text
+from mlxkv.cli.examples import COMMANDS_OF, Command, Root
 from mlxkv.cli.input_files import piped_text, question_with, schema_file, text_or_file
 from mlxkv.cli.models import models
 from mlxkv.cli.print_mode import PrintRequest
 from mlxkv.cli.serve import serve
+from mlxkv.cli.setting_options import option_of
 from mlxkv.cli.start import (
     begin_group,
     chosen_model,
@@ -88,12 +89,10 @@ class Output(StrEnum):
 
 @app.command()
 def chat(
-    question: Annotated[str | None, typer.Argument(help="What to ask first.", show_default=False)] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="QUESTION", help="What to ask first, in quotes.")] = None,
     print_: Annotated[bool, typer.Option("-p", "--print", help="Print the reply and end (implied in a pipe).")] = False,
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", help=help_of("model"), autocompletion=model_names)
-    ] = None,
-    adapter: Annotated[str | None, typer.Option("--adapter", help=help_of("adapter"))] = None,
+    model: Annotated[str | None, option_of("model", autocompletion=model_names)] = None,
+    adapter: Annotated[str | None, option_of("adapter")] = None,
     preset: Annotated[
         str | None, typer.Option("-P", "--preset", help="Settings saved under this name.", autocompletion=presets)
     ] = None,
@@ -121,34 +120,22 @@ def chat(
     no_mouse: Annotated[bool, typer.Option("--no-mouse", help="Leave the mouse to the terminal.")] = False,
     no_stdin: Annotated[bool, typer.Option("-n", "--no-stdin", help="Do not read standard input.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No figures on stderr.")] = False,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help=help_of("max_tokens"))] = None,
-    thinking_budget: Annotated[int | None, typer.Option("--thinking-budget", help=help_of("thinking_budget"))] = None,
-    temp: Annotated[float | None, typer.Option("--temp", help=help_of("temperature"))] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help=help_of("top_p"))] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help=help_of("top_k"))] = None,
-    min_p: Annotated[float | None, typer.Option("--min-p", help=help_of("min_p"))] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help=help_of("seed"))] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option("--repetition-penalty", help=help_of("repetition_penalty"))
-    ] = None,
-    repetition_context_size: Annotated[
-        int | None, typer.Option("--repetition-context-size", help=help_of("repetition_context_size"))
-    ] = None,
-    presence_penalty: Annotated[
-        float | None, typer.Option("--presence-penalty", help=help_of("presence_penalty"))
-    ] = None,
-    presence_context_size: Annotated[
-        int | None, typer.Option("--presence-context-size", help=help_of("presence_context_size"))
-    ] = None,
-    frequency_penalty: Annotated[
-        float | None, typer.Option("--frequency-penalty", help=help_of("frequency_penalty"))
-    ] = None,
-    frequency_context_size: Annotated[
-        int | None, typer.Option("--frequency-context-size", help=help_of("frequency_context_size"))
-    ] = None,
-    xtc_probability: Annotated[float | None, typer.Option("--xtc-probability", help=help_of("xtc_probability"))] = None,
-    xtc_threshold: Annotated[float | None, typer.Option("--xtc-threshold", help=help_of("xtc_threshold"))] = None,
-    logit_bias: Annotated[str | None, typer.Option("--logit-bias", help=help_of("logit_bias"))] = None,
+    max_tokens: Annotated[str | None, option_of("max_tokens")] = None,
+    thinking_budget: Annotated[str | None, option_of("thinking_budget")] = None,
+    temp: Annotated[str | None, option_of("temperature")] = None,
+    top_p: Annotated[str | None, option_of("top_p")] = None,
+    top_k: Annotated[str | None, option_of("top_k")] = None,
+    min_p: Annotated[str | None, option_of("min_p")] = None,
+    seed: Annotated[str | None, option_of("seed")] = None,
+    repetition_penalty: Annotated[str | None, option_of("repetition_penalty")] = None,
+    repetition_context_size: Annotated[str | None, option_of("repetition_context_size")] = None,
+    presence_penalty: Annotated[str | None, option_of("presence_penalty")] = None,
+    presence_context_size: Annotated[str | None, option_of("presence_context_size")] = None,
+    frequency_penalty: Annotated[str | None, option_of("frequency_penalty")] = None,
+    frequency_context_size: Annotated[str | None, option_of("frequency_context_size")] = None,
+    xtc_probability: Annotated[str | None, option_of("xtc_probability")] = None,
+    xtc_threshold: Annotated[str | None, option_of("xtc_threshold")] = None,
+    logit_bias: Annotated[str | None, option_of("logit_bias")] = None,
     schema: Annotated[
         Path | None, typer.Option("--schema", help="With -p: the reply follows the JSON schema in FILE.")
     ] = None,
@@ -156,14 +143,12 @@ def chat(
         int | None, typer.Option("--logprobs", help="Report log-probabilities, and of so many likeliest tokens.")
     ] = None,
     think: Annotated[bool | None, typer.Option("--think/--no-think", help=help_of("think"))] = None,
-    window: Annotated[int | None, typer.Option("--window", help=help_of("window"))] = None,
-    sinks: Annotated[str | None, typer.Option("--sinks", help=help_of("sinks"))] = None,
-    kv_bits: Annotated[str | None, typer.Option("--kv-bits", help=help_of("kv_bits"))] = None,
-    disk_limit: Annotated[str | None, typer.Option("--disk-limit", help=help_of("disk_limit"))] = None,
+    window: Annotated[str | None, option_of("window")] = None,
+    sinks: Annotated[str | None, option_of("sinks")] = None,
+    kv_bits: Annotated[str | None, option_of("kv_bits")] = None,
+    disk_limit: Annotated[str | None, option_of("disk_limit")] = None,
     no_draft: Annotated[bool, typer.Option("--no-draft", help="Draft no tokens.")] = False,
-    draft_model: Annotated[
-        str | None, typer.Option("--draft-model", help=help_of("draft_model"), autocompletion=model_names)
-    ] = None,
+    draft_model: Annotated[str | None, option_of("draft_model", autocompletion=model_names)] = None,
     load_anyway: Annotated[bool, typer.Option("--load-anyway", help="Try a model that does not fit.")] = False,
     hosts: Annotated[Path | None, typer.Option("--hosts", help="Split the model between the machines of FILE.")] = None,
     distributed: Annotated[
@@ -173,6 +158,7 @@ def chat(
     debug: Annotated[bool, typer.Option("--debug", help="Tracebacks, for bug reports.", hidden=True)] = False,
 ) -> None:
     """Open the chat, or with -p print one reply."""
+    question = question_of(words or [], file or [])
     folders = Folders.from_env()
     no_stdin |= rank_given() is not None  # `mlx.launch` keeps it open
     flags = {
@@ -403,7 +389,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         insert_chat_command(os.environ, _COMMANDS)
     elif warning := unknown_variable(os.environ):
         print(f"mlxkv: {clean(warning)}", file=sys.stderr)
-    typo = mistyped(args, {*_COMMANDS, "--version"})
+    typo = mistyped(args, {*_COMMANDS, "--version"}, COMMANDS_OF)
     if not args or args[0] not in _COMMANDS:
         args.insert(0, "chat")
     debug, form = "--debug" in args, json_format(args)
@@ -412,8 +398,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if typo is not None:
             raise ConfigError(typo)
-        if form is None:
-            app(args=_with_value(args), prog_name="mlxkv")
         sys.exit(app(args=_with_value(args), prog_name="mlxkv", standalone_mode=False))
     except OutputClosedError:
         sys.exit(0)
@@ -422,9 +406,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         report(type(error).__name__, str(error), code := exit_code(error), form)
         sys.exit(code)
-    except UsageErrors as error:  # raised only if `form` is given
-        report("UsageError", error.format_message(), error.exit_code, form)
+    except UsageErrors as error:
+        report("UsageError", usage_text(error), error.exit_code, form)
         sys.exit(error.exit_code)
+    except typer.Abort:  # a question that is not answered
+        print("Aborted!", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:
         if not is_terminal_error(error):
             raise

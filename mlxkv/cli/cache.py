@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxkv.cli.completion import models, prompt_caches
+from mlxkv.cli.examples import Group
+from mlxkv.cli.setting_options import option_of
 from mlxkv.config import Folders, load_settings
 from mlxkv.protocol.export_format import CACHE_FORMATS, CACHE_SUFFIXES, export_format
-from mlxkv.settings.schema import help_of
 from mlxkv.system.keep_awake import KeepAwake
 
 if TYPE_CHECKING:
     from mlxkv.store.prompts.folder import NamedCache, PromptFolder
 
-cache = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Prefill a text once, ask about it many times.")
+cache = typer.Typer(rich_markup_mode=None, cls=Group, help="Prefill a text once, ask about it many times.")
 
 Name = Annotated[str, typer.Argument(help="Name of the prompt cache.", autocompletion=prompt_caches)]
 Names = Annotated[
@@ -42,9 +43,9 @@ def cache_create(
     system: Annotated[str | None, typer.Option("-s", "--system", help="System prompt, or @FILE.")] = None,
     model: ModelName = None,
     adapter: AdapterName = None,
-    window: Annotated[int | None, typer.Option("--window", help="Window in tokens, pinned ones not counted.")] = None,
+    window: Annotated[str | None, option_of("window")] = None,
     sinks: Annotated[str | None, typer.Option("--sinks", help="Pinned tokens: a number, or system.")] = None,
-    kv_bits: Annotated[str | None, typer.Option("--kv-bits", help=help_of("kv_bits"))] = None,
+    kv_bits: Annotated[str | None, option_of("kv_bits")] = None,
     force: Force = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")] = False,
 ) -> None:

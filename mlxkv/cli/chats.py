@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlxkv.cli.examples import Group
 from mlxkv.config import Folders
 from mlxkv.protocol.chat_names import short_ids as _short_ids
 from mlxkv.protocol.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
     from mlxkv.protocol.status import ChatSummary, SearchHit
     from mlxkv.store.session_store import SessionStore
 
-chats = typer.Typer(
-    rich_markup_mode=None, no_args_is_help=True, help="List, show, search, export and delete saved chats."
-)
+chats = typer.Typer(rich_markup_mode=None, cls=Group, help="List, show, search, export and delete saved chats.")
 
 _ROOMY = 90  # cells; narrower terminals get only the title
 _BADGE = "[untrusted KV] "

@@ -33,6 +33,16 @@ def exit_code(error: MlxkvError) -> int:
     return 2 if isinstance(error, ConfigError | PromptError) else 1
 
 
+def usage_text(error: typer.BadParameter) -> str:
+    """What is wrong with the arguments, and where to look, in one sentence."""
+    text, path = error.format_message().rstrip("."), error.ctx.command_path if error.ctx else "mlxkv"
+    if near := getattr(error, "possibilities", None):
+        text = f"{error.message}; did you mean {' or '.join(sorted(near))}?"
+    if "--help`" in text or text.endswith("?"):
+        return text if text.endswith("?") else f"{text}."
+    return f"{text}; see `{path.removesuffix(' chat')} --help`."
+
+
 def report(kind: str, message: str, code: int, form: str | None) -> None:
     """Print an error. It may quote foreign text.
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
+
+from mlxkv.cli.close_command import no_command
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "mlxkv": (
@@ -44,6 +48,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 }
 """By the path of the command; those of `mlxkv` are of the default command `chat`."""
 
+COMMANDS_OF: dict[str, list[str]] = {}
+"""The commands of groups, such as `ls`, with all their paths, such as `chats ls`."""
+for _path in EXAMPLES:
+    if len(_words := _path.split()) > 2:  # mlxkv, the group, the command
+        COMMANDS_OF.setdefault(_words[-1], []).append(" ".join(_words[1:]))
+
+_WHOLE = 1000  # characters: the first sentence of a help is never cut, but wrapped
 COMPLETION = "mlxkv --install-completion"
 
 
@@ -56,10 +67,35 @@ def write_examples(path: str, formatter: Any) -> None:
 
 
 class Command(TyperCommand):
-    """A command whose help ends with examples."""
+    """A command whose help ends with examples, and names the type of one value where an option or argument repeats."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        for param in self.params:
+            if one := re.fullmatch(r"<list\[(\w+)\]>", param.display_type(ctx) or ""):
+                shown = f"<{one[1].lower()}>"
+                param.display_type = lambda _, shown=shown: shown
+        super().format_options(ctx, formatter)
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        return super().get_short_help_str(_WHOLE)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         write_examples("mlxkv" if ctx.command_path == "mlxkv chat" else ctx.command_path, formatter)
+
+
+class Group(TyperGroup):
+    """A group of commands: alone it shows its help, and an unknown command is answered with what was meant."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            print(ctx.get_help(), file=sys.stderr)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands and not ctx.resilient_parsing and not args[0].startswith("-"):
+            ctx.fail(no_command(ctx.command_path, args[0], self.commands))
+        return super().resolve_command(ctx, args)
 
 
 class Root(TyperGroup):

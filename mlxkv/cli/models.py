@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxkv.cli.chats import Json, Output, is_json, open_store
+from mlxkv.cli.examples import Group
+from mlxkv.cli.setting_options import option_of
 from mlxkv.config import Folders, load_settings
 from mlxkv.errors import MlxkvError
-from mlxkv.settings.schema import help_of
 from mlxkv.system.keep_awake import KeepAwake
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from mlxkv.models.check import Checked
     from mlxkv.models.groups import ModelGroup
 
-models = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, download, describe and delete models.")
+models = typer.Typer(rich_markup_mode=None, cls=Group, help="List, download, describe and delete models.")
 
 
 @models.command("ls")
@@ -160,8 +161,8 @@ def _files(model: str) -> str:
 @models.command("estimate")
 def models_estimate(
     model: Annotated[str, typer.Argument(help="Built-in name, folder or org/name.")],
-    window: Annotated[int | None, typer.Option("--window", help="Window in tokens, pinned ones not counted.")] = None,
-    kv_bits: Annotated[str | None, typer.Option("--kv-bits", help=help_of("kv_bits"))] = None,
+    window: Annotated[str | None, option_of("window")] = None,
+    kv_bits: Annotated[str | None, option_of("kv_bits")] = None,
     adapter: Annotated[str | None, typer.Option("--adapter", help="With this LoRA adapter.")] = None,
 ) -> None:
     """Estimate the memory of a model and its KV cache, before anything is loaded."""

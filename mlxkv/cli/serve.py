@@ -9,6 +9,7 @@ import typer
 
 from mlxkv.cli.completion import models as model_names
 from mlxkv.cli.completion import presets
+from mlxkv.cli.setting_options import option_of
 from mlxkv.cli.start import chosen_model, own_adapter, sources_of
 from mlxkv.config import Folders, load_sources
 from mlxkv.errors import ConfigError, OutOfMemoryError
@@ -24,10 +25,8 @@ KEY_VARIABLE = "MLXKV_API_KEY"
 
 
 def serve(
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", help=help_of("model"), autocompletion=model_names)
-    ] = None,
-    adapter: Annotated[str | None, typer.Option("--adapter", help=help_of("adapter"))] = None,
+    model: Annotated[str | None, option_of("model", autocompletion=model_names)] = None,
+    adapter: Annotated[str | None, option_of("adapter")] = None,
     preset: Annotated[
         str | None,
         typer.Option("-P", "--preset", help="Its model, window and sampling.", autocompletion=presets),
@@ -51,12 +50,12 @@ def serve(
     ] = None,
     no_save: Annotated[bool, typer.Option("--no-save", help="Leave nothing on disk.")] = False,
     forget: Annotated[bool, typer.Option("--forget", help="Delete what the endpoint has saved, then serve.")] = False,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help=help_of("max_tokens"))] = None,
-    temp: Annotated[float | None, typer.Option("--temp", help=help_of("temperature"))] = None,
+    max_tokens: Annotated[str | None, option_of("max_tokens")] = None,
+    temp: Annotated[str | None, option_of("temperature")] = None,
     think: Annotated[bool | None, typer.Option("--think/--no-think", help=help_of("think"))] = None,
-    window: Annotated[int | None, typer.Option("--window", help=help_of("window"))] = None,
-    kv_bits: Annotated[str | None, typer.Option("--kv-bits", help=help_of("kv_bits"))] = None,
-    disk_limit: Annotated[str | None, typer.Option("--disk-limit", help=help_of("disk_limit"))] = None,
+    window: Annotated[str | None, option_of("window")] = None,
+    kv_bits: Annotated[str | None, option_of("kv_bits")] = None,
+    disk_limit: Annotated[str | None, option_of("disk_limit")] = None,
     no_draft: Annotated[bool, typer.Option("--no-draft", help="Draft no tokens.")] = False,
     load_anyway: Annotated[bool, typer.Option("--load-anyway", help="Try a model that does not fit.")] = False,
 ) -> None:

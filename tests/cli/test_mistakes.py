@@ -12,19 +12,20 @@ import typer
 
 from mlxkv.cli.app import _COMMANDS, app
 from mlxkv.cli.close_command import is_close, mistyped
-from mlxkv.cli.examples import COMPLETION, EXAMPLES
+from mlxkv.cli.examples import COMMANDS_OF, COMPLETION, EXAMPLES
 from tests.cli.test_cli import Run, run  # noqa: F401
 
 WORDS = {
     "modles": "models", "model": "models", "Models": "models", "caht": "chat", "hcat": "chat", "chast": "chats",
     "cahce": "cache", "pacth": "path", "dotcor": "doctor", "benhc": "bench", "srve": "serve", "help": "--help",
-    "modles ls": "models ls", "modles -m tutor": "models",
+    "modles ls": "models ls", "modles -m tutor": "models", "help chats": "chats --help",
+    "search sky": "chats search sky", "pull org/x": "models pull org/x", "run tutor": "-m MODEL",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("line", WORDS)
 def test_a_mistyped_command_asks(line: str) -> None:
-    text = mistyped(line.split(), _COMMANDS) or ""
+    text = mistyped(line.split(), _COMMANDS, COMMANDS_OF) or ""
     word, message = line.split()[0], line.split(" -")[0]
     assert text == (
         f"There is no command `{word}`; did you mean `mlxkv {WORDS[line]}`? "
@@ -48,12 +49,14 @@ def test_a_mistyped_command_asks(line: str) -> None:
             "models ls",
             "modl3s",
             "-p modles",
+            "-p ls",
+            "show me the sky",
         ),
         *("modles -p", "modles -np", "modles --print", "'modles please'", ""),
     ],
 )
 def test_a_message_is_sent(line: str) -> None:
-    assert mistyped(shlex.split(line), _COMMANDS) is None
+    assert mistyped(shlex.split(line), _COMMANDS, COMMANDS_OF) is None
 
 
 def test_long_words_may_have_two_mistakes() -> None:
@@ -61,9 +64,49 @@ def test_long_words_may_have_two_mistakes() -> None:
     assert not is_close("chhaat", "chat")
 
 
+def test_a_word_of_several_groups_names_them_all() -> None:
+    text = mistyped(["list"], _COMMANDS, COMMANDS_OF) or ""
+    assert "did you mean `mlxkv chats ls`, `mlxkv cache ls` or `mlxkv models ls`?" in text
+    assert "`/set in a chat`" in (mistyped(["config"], _COMMANDS, COMMANDS_OF) or "")
+
+
+USAGE = {
+    "chats sho": "There is no command `mlxkv chats sho`; did you mean `mlxkv chats show`?",
+    "chats delete x": "There is no command `mlxkv chats delete`; did you mean `mlxkv chats rm`?",
+    "models show x": "There is no command `mlxkv models show`; did you mean `mlxkv models info`?",
+    "cache help": "There is no command `mlxkv cache help`; did you mean `mlxkv cache --help`?",
+    "cache sing": "There is no command `mlxkv cache sing`; `mlxkv cache --help` lists them.",
+    "chats show": "Missing argument 'chat'; see `mlxkv chats show --help`.",
+    "--hepl": "No such option: --hepl; did you mean --help or --plain or --temp?",
+    "why is it so": "The question is 4 arguments; put it in quotes: 'why is it so'.",
+    "-p -f a.txt b.txt sum": "The question is 2 arguments; put it in quotes: 'b.txt sum'; "
+    "if some of them are files, each needs its own -f.",
+    "-p hi --temp warm": "The option --temp is 'warm'; it must be a number from 0 to 100, or \"none\".",
+    "-p hi --window 1.5": "The option --window is '1.5'; it must be a whole number from 1 to 16,777,216, or \"none\".",
+}
+
+
+@pytest.mark.parametrize("line", USAGE)
+def test_wrong_arguments_are_one_sentence_that_says_what_to_do(run: Run, line: str) -> None:  # noqa: F811
+    done = run(*shlex.split(line))
+    assert (done.code, done.out, done.err) == (2, "", f"mlxkv: {USAGE[line]}\n")
+
+
+def test_an_option_takes_what_config_toml_takes(run: Run) -> None:  # noqa: F811
+    done = run("-p", "", "--temp", "none", "--max-tokens", "none", "--window", "none", "--seed", "none")
+    assert done.err.startswith("mlxkv: The prompt is empty")
+
+
+def test_a_group_alone_shows_its_help_uncut(run: Run) -> None:  # noqa: F811
+    done = run("chats")
+    assert (done.code, done.out) == (2, "")
+    assert "..." not in done.err.split("Commands:")[1]
+    assert "Usage: mlxkv chats" in done.err
+
+
 ERRORS = {
     "modles": ("ConfigError", 2), "-p hi -m ./nowhere": ("ModelNotFoundError", 1), "-p hi --nope": ("UsageError", 2),
-    "-p hi --temp warm": ("UsageError", 2), "-p hi --temp 900": ("ConfigError", 2), "-p ''": ("PromptError", 2),
+    "-p hi --temp warm": ("ConfigError", 2), "-p hi --temp 900": ("ConfigError", 2), "-p ''": ("PromptError", 2),
     "chats show nothing": ("SessionNotFoundError", 1), "chats nope": ("UsageError", 2),
 }  # fmt: skip
 
@@ -101,6 +144,7 @@ def test_every_command_shows_examples_that_parse(run: Run) -> None:  # noqa: F81
             words = shlex.split(re.split(r" \| (?=jq)|.*\| (?=mlxkv)", line)[-1 if "| mlxkv" in line else 0])
             command: typer.core.TyperCommand = known["mlxkv chat" if path == "mlxkv" else path]  # type: ignore[assignment]
             command.make_context(path, words[len(path.split()) :])  # raises if it does not parse
+        assert "list[" not in shown
     assert COMPLETION in run("--help").out
     assert EXAMPLES["mlxkv"][0] in run("chat", "--help").out
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxkv.cli.completion import models as model_names
+from mlxkv.cli.setting_options import option_of
 from mlxkv.cli.start import chosen_model, own_adapter
 from mlxkv.config import Folders, load_settings
 from mlxkv.errors import ConfigError, quoted, shortened
-from mlxkv.settings.schema import help_of
 
 if TYPE_CHECKING:
     from mlxkv.cli.bench.report import Part, Row
@@ -30,10 +30,8 @@ _JSON_HELP = (
 
 
 def bench(
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", help=help_of("model"), autocompletion=model_names)
-    ] = None,
-    adapter: Annotated[str | None, typer.Option("--adapter", help=help_of("adapter"), show_default=False)] = None,
+    model: Annotated[str | None, option_of("model", autocompletion=model_names)] = None,
+    adapter: Annotated[str | None, option_of("adapter", show_default=False)] = None,
     prompt: Annotated[
         int | None, typer.Option("--prompt", help="Tokens to prefill: one context.", show_default=False)
     ] = None,
