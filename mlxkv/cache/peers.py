@@ -60,6 +60,9 @@ class Peers(Protocol):
         sentence of each that could not. `occasion`, `resume_at`: see `SessionStore.save_kv`."""
         ...
 
-    def restoring(self, session: SessionKey | None, ids: Sequence[int], held: int) -> AbstractContextManager[Agree]:
-        """Let them restore rows of `ids` as the block does, beyond the `held` tokens of the cache."""
+    def restoring(
+        self, session: SessionKey | None, ids: Sequence[int], held: int, prefill_tps: float | None
+    ) -> AbstractContextManager[Agree]:
+        """Let them restore rows of `ids` as the block does, beyond the `held` tokens of the cache. `prefill_tps`: see
+        `SessionStore.set_prefill_speed`; None: it was not measured."""
         ...

@@ -78,8 +78,9 @@ class CachePeers:
 
     def fed(self, ids: Sequence[int]) -> None:
         if len(self._log) + len(ids) > self._num_told and not self._is_telling:
-            self._link.send(Op.ADVANCE, self.number, ids=list(ids))
-            self._num_told = len(self._log) + len(ids)
+            with shielded():
+                self._link.send(Op.ADVANCE, self.number, ids=list(ids))
+                self._num_told = len(self._log) + len(ids)
 
     def fork(self, fork: PromptCache) -> None:
         number = self._link.new_number()
@@ -116,8 +117,11 @@ class CachePeers:
         self._link.rest()
 
     @contextmanager
-    def restoring(self, session: SessionKey | None, ids: Sequence[int], held: int) -> Iterator[Agree]:
-        table = json.dumps({"session": None if session is None else asdict(session), "held": held}).encode()
+    def restoring(
+        self, session: SessionKey | None, ids: Sequence[int], held: int, prefill_tps: float | None
+    ) -> Iterator[Agree]:
+        key = None if session is None else asdict(session)
+        table = json.dumps({"session": key, "held": held, "prefill_tps": prefill_tps}).encode()
         with self._telling(Op.RESTORE, len(table), ids=[*table, *ids]):
             yield self._link.agree
         self._link.rest()

@@ -1,12 +1,13 @@
 """PartStore: where a process other than rank 0 keeps the rows of its part of the model.
 
 A store like rank 0's, in a folder of this rank's own: it has the same sessions by id, of which it knows the token ids
-and no text. Everything in it can be made again, so it has no backups, and its errors are sentences for rank 0. On the
-MLX thread.
+and no text. Everything in it can be made again, so it has no backups, begins anew if its database is damaged, and its
+errors are sentences for rank 0. On the MLX thread.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +18,7 @@ from mlxkv.cache.peers import Agree
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.config import Folders
 from mlxkv.distributed.split import Split
-from mlxkv.errors import MlxkvError
+from mlxkv.errors import CorruptError, MlxkvError
 from mlxkv.models import LoadedModel
 from mlxkv.store.db.open import DATABASE
 from mlxkv.store.identity import ModelIdentity, identity_of
@@ -43,7 +44,11 @@ class PartStore:
     @property
     def _store(self) -> SessionStore:
         if self._opened is None:
-            self._opened = SessionStore.open(self._folders, backs_up=False)
+            try:
+                self._opened = SessionStore.open(self._folders, enforce=False, backs_up=False)
+            except CorruptError:
+                shutil.rmtree(self._folders.data, ignore_errors=True)
+                self._opened = SessionStore.open(self._folders, enforce=False, backs_up=False)
         return self._opened
 
     @cached_property
@@ -68,6 +73,8 @@ class PartStore:
         held, session_id = table["held"], None
         try:
             store, model = self._store, self._model
+            if table["prefill_tps"] is not None:
+                store.set_prefill_speed(model, table["prefill_tps"])
             if table["session"] is not None:
                 session_id = self._recorded(table["session"], ids)
         except (MlxkvError, OSError):
@@ -110,5 +117,6 @@ class PartStore:
     def close(self) -> None:
         """Wait until all rows are on disk."""
         if self._opened is not None:
+            self._opened.enforce_limit()  # not before: rows that are about to be restored must stay
             self._opened.close()
             self._opened = None

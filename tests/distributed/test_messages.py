@@ -24,6 +24,7 @@ from mlxkv.inference.drafting.drafts import Drafting
 from mlxkv.inference.generation import Generation
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.memory import Budget
+from mlxkv.store.db.open import DATABASE
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.records import TurnRecord
 from mlxkv.store.session_store import SessionStore
@@ -191,3 +192,7 @@ def test_a_worker_keeps_the_sessions_and_forks_of_rank_0(tmp_path: Path, monkeyp
     followed_by(model, [Message(Op.UNLOAD, ids=tuple(deleted))], part())
     with SessionStore.open(at) as store:
         assert store.sessions.ids() == (fork,)
+    (at.data / DATABASE).write_bytes(b"no database" * 1000)
+    followed_by(model, link.sent, part())
+    with SessionStore.open(at) as store:
+        assert {*store.sessions.ids()} == {session_id, fork}

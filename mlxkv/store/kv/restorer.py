@@ -113,7 +113,7 @@ class Restorer:
         together = nullcontext(agree or _alone)
         if cache.peers is not None:
             key = None if session_id is None else self.sessions.key(session_id)
-            together = cache.peers.restoring(key, ids, held)
+            together = cache.peers.restoring(key, ids, held, self.prefill_tps.get(model.model_id))
         with together as agree:
             return self._restore(session_id, cache, model, ids, held, agree)
 
