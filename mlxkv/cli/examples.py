@@ -70,6 +70,7 @@ class Command(TyperCommand):
     """A command whose help ends with examples, and names the type of one value where an option or argument repeats."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
+        param: Any  # Typer's own kinds, which say what their help calls their type
         for param in self.params:
             if one := re.fullmatch(r"<list\[(\w+)\]>", param.display_type(ctx) or ""):
                 shown = f"<{one[1].lower()}>"
