@@ -38,6 +38,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """MLX compiles no functions: on a CPU that takes a C++ compiler over a second each, once per machine."""
+    import mlx.core as mx
+
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
 @pytest.fixture(scope="session")
 def stories_path() -> Path:
     """Real trained weights of 1 MB (see shared/testdata/README.md)."""

@@ -1,7 +1,7 @@
 """Every architecture of mlx-lm on our caches: the logits of its own, and never more rows than were asked for.
 
-What is compared stands in architecture_checks.py. CI runs parity and bounds of all, and every check of some;
-MLXKV_THOROUGH=1 runs every check of all, as `python -m bench.architectures` does.
+What is compared stands in architecture_checks.py. CI runs parity and bounds of all, and every check of some, those with
+MLX's compiled functions; MLXKV_THOROUGH=1 runs every check of all, as `python -m bench.architectures` does.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def test_every_model_of_mlx_lm_is_here_or_says_why_not() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_logits_are_those_of_mlx_lm_and_rows_are_bounded(name: str) -> None:
     model = ARCHITECTURES[name].build()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -26,16 +26,10 @@ from tests.inference.batches import TOKENIZER, Sinks, cache_of, scheduler_of
 from tests.inference.drafting.helpers import OpenGate, Oracle
 from tests.reference import random_ids, tiny_llama
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
 LLAMA, PROMPT = tiny_llama(), random_ids(20)
 EVEN = mx.arange(64) % 2 == 0
-
-
-@pytest.fixture(autouse=True)
-def uncompiled() -> Iterator[None]:
-    """On a CPU MLX runs a C++ compiler for each of these functions."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
 
 
 def generation(params: SamplingParams, hooks: Hooks | None = None, drafting: Drafting | None = None) -> Generation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +10,8 @@ import pytest
 
 from mlxkv.errors import ConfigError
 from mlxkv.inference.sampling import SamplingParams
+
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 LOGITS = [0.0, 1.0, 8.0, 7.5, -3.0, 2.0, 0.5, -9.0]  # the likeliest is 2, then 3
 ALL = range(len(LOGITS))
@@ -46,14 +48,6 @@ ROWS: list[tuple[dict[str, Any], Sequence[int]]] = [
     ({"seed": 0}, ALL),
     ({"seed": 2**64 - 1}, ALL),
 ]
-
-
-@pytest.fixture(autouse=True)
-def uncompiled() -> Iterator[None]:
-    """On a CPU MLX runs a C++ compiler for each of these numbers."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,11 @@ from tests.chats import say
 from tests.inference.drafting.helpers import OpenGate, Oracle
 from tests.tokenizers import OPENING, STRIPPING, THINK, VOCAB, tiny_folder, tiny_tokenizer
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
 END = 2
 WORDS = [a + b for a in ("ab", "abc", "b-") for b in ("", "01", "0123", "9.")]
 PATTERN = re.compile("(ab|abc|b-)(01|0123|9[.])?")
-
-
-@pytest.fixture(autouse=True)
-def uncompiled() -> Iterator[None]:
-    """On a CPU MLX runs a C++ compiler for each sampler."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
 
 
 def logits_of(model: Model, ids: list[int]) -> mx.array:

@@ -19,6 +19,8 @@ from mlxkv.store.identity import identify
 from tests.cache.architectures import ARCHITECTURES
 from tests.reference import largest
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
 IDS = mx.array([[3, 9, 27, 41, 5, 15, 45, 2, 6, 18, 54, 33] * 3])
 OLD = ("rope_theta", "rope_scaling", "rotary_emb_base", "rope_freq_constant", "rope_embedding_base")
 OTHERS = (
