@@ -185,6 +185,8 @@ class Control:
 
     def _note_gone(self, rank: int) -> None:
         with self._changed:
+            if rank in self._gone:
+                return
             self._gone.append(rank)
             self._changed.notify_all()
             self.is_broken = True
@@ -211,6 +213,7 @@ class Control:
                 if self._num_missed[rank] > _HUNG_SIGNS and process.poll() is None:
                     self._errors[rank] = f"it gave no sign of life for {_HUNG_SIGNS} s"
                     process.kill()
+                    self._note_gone(rank)  # its pipe may stay open: of a process that was only stopped
 
 
 def temporary(content: str) -> str:
