@@ -74,6 +74,13 @@ async def test_prompts_queue_while_a_reply_runs() -> None:
         assert " ❯ two" in w.said()
 
 
+async def test_without_a_model_what_is_typed_waits_for_one_and_a_small_window_says_less() -> None:
+    async with window(model=None, size=(40, 14)) as w:
+        await w.ask("one")
+        await w.until(lambda: "no model: /model loads one" in w.queued())
+        assert w.app.prompt.placeholder == "Ask anything"  # more would take two lines
+
+
 async def test_escape_stops_and_keeps() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await w.ask("why")

@@ -49,7 +49,7 @@ async def test_the_sidebar_lists_opens_renames_exports_and_deletes() -> None:
 
 @pytest.mark.slow
 async def test_the_sidebar_says_its_keys_and_passes_other_letters_on() -> None:
-    """ "Count", typed while nothing told that the list had the focus, once renamed a chat: letters were commands."""
+    """A question typed while nothing told that the list had the focus once renamed a chat: letters were commands."""
     async with window(size=(140, 40)) as w:
         await w.pilot.press("ctrl+b")
         await w.until(lambda: KEYS in w.bar("activity"))

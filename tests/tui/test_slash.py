@@ -269,6 +269,16 @@ def test_set_checks_changes_and_saves(state: ChatState) -> None:
     assert run(state, "set", "theme nord") == UiRequest("theme", "nord")
 
 
+def test_a_chat_whose_settings_bound_nothing_keeps_the_window_it_began_with(state: ChatState) -> None:
+    state.status = replace(state.status, cache_window=260)
+    rows = {row.more_words.split()[0]: row for row in settings_list(state).rows}
+    assert rows["window"].text.endswith("none (this chat began with 260 tok)")
+    run(state, "set", "window none")
+    assert lines(state)[-1] == "window is none (what this chat began with) for this chat, from now on."
+    state.apply(ChatOpened(None, ""))
+    assert "none (what fits, at most 32,768)" in next(r.text for r in settings_list(state).rows if "ctx" in r.text)
+
+
 def test_the_list_of_settings_puts_the_command_into_the_prompt(state: ChatState) -> None:
     rows = {row.more_words.split()[0]: row for row in settings_list(state).rows}
     assert rows["temperature"].choice == PutPrompt("/set temp ")

@@ -34,7 +34,7 @@ from mlxkv.tui.widgets import copying
 from mlxkv.tui.widgets.bars import Bar, Queued
 from mlxkv.tui.widgets.cache_panel import Panel
 from mlxkv.tui.widgets.pane import Pane, Place, place_of, put
-from mlxkv.tui.widgets.prompt import Prompt
+from mlxkv.tui.widgets.prompt import HINTS, Prompt
 from mlxkv.tui.widgets.transcript import Transcript
 from mlxkv.tui.widgets.welcome import Welcome
 
@@ -192,10 +192,12 @@ class ChatScreen(Screen[None]):
         for view in (self.transcript.view, self.pane.view, self.picker):
             if view is not None and view.display:
                 view.fit()
+        self.prompt.placeholder = HINTS if width >= 48 else "Ask anything"  # on one line
         self._show_header(size.width)
         self._show_activity(width)
         self._show_figures(has_sidebar, width, is_covered=place is not None and not place.columns)
-        why = "waiting for the current reply" if state.transcript.reply else "sent when the model is ready"
+        ready = "sent when the model is ready" if state.is_ready or state.is_loading else "no model: /model loads one"
+        why = "waiting for the current reply" if state.transcript.reply else ready
         why = "sent after your next message" if state.is_held else why
         self.queued.show([clean(text[:1000]) for text in state.queue], f"{why} · ↑ to edit")
         self._show_footer(width)

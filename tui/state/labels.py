@@ -108,7 +108,7 @@ def eviction_text(stats: TurnStats, before: int) -> str:
     if before or not stats.evicted_tokens:
         return ""
     return (
-        f"the window of {stats.cache_window:,} tok is full, and rotates: the oldest tokens make room for new ones · "
+        f"The window of {stats.cache_window:,} tok is full and rotates: the oldest tokens make room for new ones · "
         "/compact · /context · /set ctx"
     )
 
@@ -120,7 +120,8 @@ def nearly_full_text(stats: TurnStats, before: int) -> str:
     if not most or stats.evicted_tokens or not before < most <= stats.cache_tokens:
         return ""
     share = 100 * stats.cache_tokens // stats.cache_window
-    return f"▲ context {share}% full: the oldest tokens will be evicted soon · /compact replaces them with a summary"
+    soon = "the oldest tokens will be evicted soon · /compact replaces them with a summary"
+    return f"▲ The context is {share}% full: {soon}"
 
 
 def advice(kind: FailureKind) -> str:

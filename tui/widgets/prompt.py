@@ -37,6 +37,9 @@ def _is_text(typed: str) -> bool:
     return typed in "\u200c\u200d" or unicodedata.category(typed) == "Zs"
 
 
+HINTS = "Ask anything · / commands · @ files · ↑ history"
+
+
 class Prompt(TextArea):
     """Grows with its text. A paste, which the app has cleaned, never sends, however many lines it has."""
 
@@ -105,7 +108,7 @@ class Prompt(TextArea):
             show_line_numbers=False,
             highlight_cursor_line=False,
             tab_behavior="focus",
-            placeholder="Ask anything · / commands · @ files · ↑ history",
+            placeholder=HINTS,
         )
         self.cursor_blink = False
         for key in UNBOUND:

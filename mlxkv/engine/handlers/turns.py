@@ -121,7 +121,7 @@ def _stream(
         for event in events:
             match event:
                 case KVNotSaved() if not isinstance(event, NotSaved):
-                    problem = event.text
+                    problem = "the KV cache; the chat itself is"
                 case TurnFinished(unanswered=True) if is_replacing:
                     yield from chats.show_chat(context)
                 case TurnFinished():  # its reply is on disk by now

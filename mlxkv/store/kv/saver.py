@@ -65,7 +65,8 @@ class Saver:
         job, _ = self._newest.pop(session_id, (None, {}))
         if job is None or job.failure is None:
             return None
-        return self._unless_repeated(session_id, f"{job.failure} The chat itself is saved.")
+        said = "" if "the chat itself is saved" in str(job.failure) else " The chat itself is saved."
+        return self._unless_repeated(session_id, f"{job.failure}{said}")
 
     def wait(self, session_id: str) -> None:
         """Wait until no save of the session is running; `flush` reports its error."""

@@ -19,7 +19,7 @@ from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.commands.ui_request import UiRequest
 from mlxkv.tui.state.lists import setting_lists
 from mlxkv.tui.state.lists.choices import cut
-from mlxkv.tui.state.lists.setting_lists import in_force, on_off, shown, source_text, value_text
+from mlxkv.tui.state.lists.setting_lists import in_force, keeps_cache, on_off, shown, source_text, value_text
 
 _LONGEST = 1 << 20  # bytes of a system prompt file
 _FEW_TOKENS, _SMALL_WINDOW, _SMALL_DISK = 16, 256, 0.1  # tokens, tokens, GB
@@ -80,7 +80,8 @@ def change_setting(state: ChatState, setting: Setting, text: str, *, for_all: bo
     elif setting.name == "system" and not is_own:
         since = "the next new chat"
     now = "none" if value is None else cut(shown(setting, value), _LONGEST_NAME)
-    now += f" ({setting.null})" if value is None else ""
+    keeps = is_own and setting.holds == NEW_CACHE and keeps_cache(state, changed)
+    now += f" ({'what this chat began with' if keeps else setting.null})" if value is None else ""
     notes = [f"{setting.name} is {now}{' ' if is_own else ', '}{where}, from {since} on.", unusual]
     if is_own and hidden_by:
         notes.append(f"In other chats {hidden_by} stays in force.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from mlxkv.settings.schema import AT_ONCE, OF_SESSION, Setting, schema
+from mlxkv.settings.schema import AT_ONCE, OF_SESSION, Setting, Settings, schema
 from mlxkv.settings.setting_sources import Source
 from mlxkv.text.clean import clean
 from mlxkv.tui.state.lists.choice_lists import confirm
@@ -27,9 +27,16 @@ def value_text(state: ChatState, setting: Setting) -> str:
         now = state.model_name
     if state.is_ready and setting.name == "adapter":
         now = state.adapter or "none"
+    if setting.name == "window" and keeps_cache(state, state.settings) and state.status.cache_window:
+        return f"none (this chat began with {state.status.cache_window:,} tok)"
     if now is None:
         return f"none ({setting.null})"
     return f"“{now}”" if setting.name == "system" else shown(setting, now)
+
+
+def keeps_cache(state: ChatState, settings: Settings) -> bool:
+    """Whether the open chat keeps the window and precision that it began with, as the settings bound neither."""
+    return not settings.bounds_cache and not state.transcript.is_empty
 
 
 def shown(setting: Setting, value: object) -> str:
@@ -88,7 +95,7 @@ def settings_list(state: ChatState) -> Listing:
     for s in schema():
         name = s.slash or s.name
         flip = shown(s, not getattr(state.settings, s.name)) if s.kind == "bool" else ""
-        detail = f"{s.help} It is {on_off(s.rule)}. In force: {in_force(state, s)}."
+        detail = f"{s.help} Values: {on_off(s.rule)}. In force: {in_force(state, s)}."
         detail += f" A change takes effect {_when(s)}."
         saved = None
         if s.is_for_chat and source_of(state, s) is not Source.CONFIG:
