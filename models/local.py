@@ -17,7 +17,7 @@ from mlxkv.models.files.architecture import is_known, quantization, read_config
 from mlxkv.models.files.completeness import problem
 from mlxkv.models.hub.blob import partial_path
 from mlxkv.models.hub.hub import MAX_REF, Hub, find_local
-from mlxkv.models.resolve import is_repo, resolve
+from mlxkv.models.resolve import BUILT_IN, is_repo, resolve
 from mlxkv.system.regular_file import check_regular, reason
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def remove(name: str, *, hub: Hub | None = None) -> int:
     """
     hub = hub or Hub()
     source = resolve(name)
+    if name in BUILT_IN:
+        raise ModelNotFoundError(f"{name} is a part of mlxkv and stays; name a downloaded model.")
     if source.repo is None:
         raise ModelNotFoundError(f"{name} is a folder, not a model in the cache; delete the folder yourself.")
     folder = hub.storage(source.repo)

@@ -14,6 +14,7 @@ from mlxkv.errors import ModelNotFoundError, quoted
 BUILT_IN = ("tutor",)
 
 _REPO = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,128}))?", re.A)
+_PAGE = re.compile(r"(?:https?://)?(?:huggingface\.co|hf\.co)/(?P<id>[^/@]+/[^/@]+)(?:/tree/(?P<revision>.+?))?/?")
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,14 @@ def is_repo(name: str) -> bool:
 
 
 def resolve(name: str, *, built_in_folder: Path | None = None) -> Source:
-    """Resolve a built-in name, a folder (it wins over a repository of the same name), or `org/name[@revision]`.
+    """Resolve a built-in name, a folder (it wins over a repository of the same name), or `org/name[@revision]`,
+    also as the address of its page on the hub.
 
     Raises:
         ModelNotFoundError: it is none of these.
     """
+    if page := _PAGE.fullmatch(name):
+        name = page["id"] + (f"@{page['revision']}" if page["revision"] else "")
     if name in BUILT_IN:
         path = (built_in_folder or Path(__file__).parent) / name
         if not (path / "config.json").is_file():

@@ -20,7 +20,7 @@ import typer
 
 from mlxkv.cli.bench.command import bench
 from mlxkv.cli.cache import cache
-from mlxkv.cli.chats import chats, ids_for_completion
+from mlxkv.cli.chats import Json, chats, ids_for_completion
 from mlxkv.cli.close_command import mistyped, question_of
 from mlxkv.cli.completion import insert_chat_command, presets, prompt_caches
 from mlxkv.cli.completion import models as model_names
@@ -97,7 +97,9 @@ def chat(
         str | None, typer.Option("-P", "--preset", help="Settings saved under this name.", autocompletion=presets)
     ] = None,
     system: Annotated[str | None, typer.Option("-s", "--system", help="System prompt, or @FILE.")] = None,
-    file: Annotated[list[Path] | None, typer.Option("-f", "--file", help="Put a file before the question.")] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option("-f", "--file", help="Put a file before the question (- is stdin).")
+    ] = None,
     continue_: Annotated[bool, typer.Option("-c", "--continue", help="Continue the last chat.")] = False,
     resume: Annotated[
         str | None, typer.Option("-r", "--resume", help=_RESUME_HELP, autocompletion=ids_for_completion)
@@ -159,6 +161,8 @@ def chat(
 ) -> None:
     """Open the chat, or with -p print one reply."""
     question = question_of(words or [], file or [])
+    if fork and resume is None and not continue_:
+        raise ConfigError("--fork copies the chat that -c or -r continues; add one of them.")
     folders = Folders.from_env()
     no_stdin |= rank_given() is not None  # `mlx.launch` keeps it open
     flags = {
@@ -362,11 +366,11 @@ app.command()(bench)
 
 
 @app.command()
-def path() -> None:
+def path(as_json: Json = False) -> None:
     """Print the folders that mlxkv uses."""
     folders = Folders.from_env()
-    for name in ("config", "data", "cache", "state"):
-        print(f"{name:<7} {getattr(folders, name)}")
+    found = {name: str(getattr(folders, name)) for name in ("config", "data", "cache", "state")}
+    print(json.dumps(found, indent=1) if as_json else "\n".join(f"{name:<7} {found[name]}" for name in found))
 
 
 for _typer in (app, chats, cache, models):

@@ -213,10 +213,11 @@ class _Results:
 
     def _text(self) -> str:
         done = self._before + self.num_written + len(self._held)
-        of = f"/{self.batch.num_lines:,}" if self.batch.num_lines else ""
+        of = f"{done:,}/" if self.batch.num_lines else ""
         failed = f" · {self.num_failed:,} failed" if self.num_failed else ""
         rate = self.num_tokens / max(time.monotonic() - self._began, 1e-9)
-        return f"{done:,}{of} lines{failed} · {self.num_tokens:,} tok · {rate_text(rate)} tok/s"
+        lines = plural(self.batch.num_lines or done, "line")
+        return f"{of}{lines}{failed} · {self.num_tokens:,} tok · {rate_text(rate)} tok/s"
 
     def report(self, what: str) -> None:
         """The last line on stderr."""

@@ -158,7 +158,8 @@ def _line(number: int, data: bytes | None) -> Line:
     except UnicodeDecodeError:
         return Line(number, number, digest, error=f"Line {number} is not text; give {TEXT}.")
     except (ValueError, RecursionError) as error:
-        return Line(number, number, digest, error=f"Line {number} is not JSON ({first_line(error)}); give an object.")
+        why = f'is not JSON ({first_line(error)}); give an object such as {{"prompt": "hi"}}.'
+        return Line(number, number, digest, error=f"Line {number} {why}")
     if not isinstance(table, dict):
         return Line(number, number, digest, error=f"Line {number} is {shown(table)}; it must be an object.")
     name = table.get("id", number)

@@ -39,7 +39,9 @@ Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 @cache.command("create")
 def cache_create(
     name: Name,
-    file: Annotated[list[Path] | None, typer.Option("-f", "--file", help="A text to prefill; may be repeated.")] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option("-f", "--file", help="A text to prefill (- is stdin); may be repeated.")
+    ] = None,
     system: Annotated[str | None, typer.Option("-s", "--system", help="System prompt, or @FILE.")] = None,
     model: ModelName = None,
     adapter: AdapterName = None,
@@ -51,7 +53,7 @@ def cache_create(
 ) -> None:
     """Prefill files (and a system prompt), for `mlxkv -p QUESTION --cache NAME`."""
     from mlxkv.cache.config import CacheConfig
-    from mlxkv.cli.input_files import question_with, text_or_file
+    from mlxkv.cli.input_files import STDIN, piped_text, question_with, text_or_file
     from mlxkv.cli.start import own_adapter
     from mlxkv.errors import PromptError
 
@@ -64,9 +66,12 @@ def cache_create(
         "system": system and text_or_file(system),
     }
     settings = load_settings(folders, flags=flags | ({} if kv_bits is None else {"kv_bits": kv_bits}))
-    config, text = CacheConfig.from_settings(settings), question_with(None, file or [])
+    piped = piped_text(sys.stdin, report=False) if STDIN in (file or []) else ""
+    config, text = CacheConfig.from_settings(settings), question_with(None, file or [], piped)
     if not text and not settings.system:
-        raise PromptError("There is nothing to prefill; give files with -f or a system prompt with -s.")
+        raise PromptError(
+            "There is nothing to prefill; give files with -f (-f - is standard input) or a system prompt with -s."
+        )
     folder = _folder(folders)
     path = folder.new(name, replace=force)
     held = _load(folders, settings.model, settings.adapter_name)

@@ -115,7 +115,7 @@ def chats_show(chat: Chat, as_json: Json = False, output: Output = "text") -> No
 
 @chats.command("search")
 def chats_search(
-    text: Annotated[str, typer.Argument(help='Words that must all occur; "words in quotes" in this order.')],
+    text: Annotated[list[str], typer.Argument(help='Words that must all occur; "words in quotes" in this order.')],
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Maximum number of hits.")] = 50,
     as_json: Json = False,
     output: Output = "text",
@@ -125,7 +125,7 @@ def chats_search(
     from mlxkv.text.clean import marked
 
     with open_store() as store:
-        hits = store.sessions.search(text, limit)
+        hits = store.sessions.search(" ".join(text), limit)
         short = _short_ids(store.list())
     if is_json(as_json, output):
         print(json.dumps([asdict(hit) for hit in hits], indent=1))
@@ -159,22 +159,19 @@ def chats_rm(
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete chats with their versions, and the KV rows that no other chat uses."""
-    from mlxkv.errors import ConfigError
     from mlxkv.stats import plural
     from mlxkv.text.clean import clean
 
     with open_store() as store:
         found = [store.sessions.find(name) for name in chat]  # an unknown name is reported before anything is deleted
         known = {c.id: c for c in store.list()}
-        if not yes and not sys.stdin.isatty():
-            raise ConfigError("There is no terminal to ask on; give --yes to delete.")
         deleted: set[str] = set()
         for session_id in dict.fromkeys(found):
             versions = known[session_id].versions
             with_them = f" with {plural(len(versions), 'other version')}" if versions else ""
             if session_id in deleted:
                 continue
-            if yes or typer.confirm(f"Delete {session_id:.10} {clean(known[session_id].title)!r}{with_them}?"):
+            if is_confirmed(f"Delete {session_id:.10} {clean(known[session_id].title)!r}{with_them}?", yes):
                 if versions:
                     deleted |= {*store.delete_chat(session_id)}
                 else:
@@ -249,7 +246,8 @@ def chats_import(
         bool, typer.Option("--trust-kv", help="Import its KV rows too: only from people you trust.")
     ] = False,
 ) -> None:
-    """Import chats: messages are prefilled when a chat is resumed. Chats imported before are skipped."""
+    """Import chats: messages are prefilled when a chat is resumed. Chats that were imported before from
+    another program are skipped."""
     from mlxkv.cli.tables import row
     from mlxkv.stats import plural
     from mlxkv.text.clean import clean
@@ -271,12 +269,13 @@ def chats_import(
 @chats.command("backups")
 def chats_backups() -> None:
     """List the backups of all chats, newest first: name, day, size, chats."""
-    from mlxkv.stats import bytes_text
+    from mlxkv.stats import bytes_text, plural
     from mlxkv.store.db.backup import list_backups
 
     found = list_backups(Folders.from_env().data)
     for b in found:
-        print(f"{b.name}  {b.day}  {bytes_text(b.size):>7}  {'?' if b.num_chats is None else b.num_chats:>4} chats")
+        held = "? chats" if b.num_chats is None else plural(b.num_chats, "chat")
+        print(f"{b.name}  {b.day}  {bytes_text(b.size):>7}  {held:>10}")
     hint = "`mlxkv chats restore-backup NAME` restores one." if found else "A backup is made every day you chat."
     print(hint, file=sys.stderr)
 
@@ -315,6 +314,15 @@ def _bold(line: str, start: int, marks: Sequence[tuple[int, int]]) -> str:
         a, b = min(start + a, len(line)), min(start + b, len(line))
         line = f"{line[:a]}\x1b[1m{line[a:b]}\x1b[0m{line[b:]}"
     return line
+
+
+def is_confirmed(question: str, yes: bool) -> bool:
+    """Ask on the terminal, unless `yes`. Raises ConfigError: there is none."""
+    from mlxkv.errors import ConfigError
+
+    if not yes and not sys.stdin.isatty():
+        raise ConfigError("There is no terminal to ask on; give --yes to delete.")
+    return yes or typer.confirm(question)
 
 
 def is_json(flag: bool, output: str) -> bool:

@@ -20,21 +20,22 @@ from mlxkv.text.pdf import PdfError, is_pdf, pdf_text
 from mlxkv.text.pictures import HEAD, not_read, picture_format
 
 MAX_BYTES = 32 << 20  # of one file or of stdin
+STDIN = Path("-")
 _WAITING = "mlxkv: reading standard input until it ends; -n or `< /dev/null` skips it."
 
 
 def question_with(question: str | None, files: Sequence[Path], piped: str = "") -> str:
-    """The prompt: files first, then the question, then piped text.
+    """The prompt: files first, then the question, then piped text, unless that is the file `-`.
 
     Raises:
         PromptError: a file is not text, too large or cannot be read.
     """
-    parts = [f"{well_formed(path.name)}:\n\n{read_text(path)}" for path in files]
-    if question:
-        parts.append(well_formed(question))
-    if piped.strip():
-        parts.append(piped.rstrip("\n"))
-    return "\n\n".join(parts)
+    piped = piped.rstrip("\n") if piped.strip() else ""
+    if STDIN in files and not piped:
+        raise PromptError("The file - is standard input, and nothing comes from there; pipe a text in.")
+    parts = [piped if path == STDIN else f"{well_formed(path.name)}:\n\n{read_text(path)}" for path in files]
+    parts += [well_formed(question or ""), "" if STDIN in files else piped]
+    return "\n\n".join(part for part in parts if part)
 
 
 def piped_text(stdin: TextIO, report: bool) -> str:
@@ -106,8 +107,9 @@ def text_or_file(value: str) -> str:
 
 def schema_file(path: Path) -> dict[str, Any]:
     """The JSON schema in a file. Raises PromptError: see `read_text`. ConfigError: it is no JSON object."""
+    text = read_text(path)
     try:
-        found = json.loads(read_text(path))
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{shortened(path)} is not JSON ({first_line(error)}); give a JSON schema.") from error
     if not isinstance(found, dict):

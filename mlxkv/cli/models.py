@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlxkv.cli.chats import Json, Output, is_json, open_store
+from mlxkv.cli.chats import Json, Output, is_confirmed, is_json, open_store
 from mlxkv.cli.examples import Group
 from mlxkv.cli.setting_options import option_of
 from mlxkv.config import Folders, load_settings
@@ -28,7 +28,7 @@ models = typer.Typer(rich_markup_mode=None, cls=Group, help="List, download, des
 
 
 @models.command("ls")
-def models_ls() -> None:
+def models_ls(as_json: Json = False, output: Output = "text") -> None:
     """List the models on this machine, then models to download: suggestions first; `*` fits in memory."""
     from mlxkv.cli.tables import print_header, row, width_of_terminal
     from mlxkv.device import current_device
@@ -38,6 +38,14 @@ def models_ls() -> None:
 
     limit, width = current_device().memory_limit, width_of_terminal()
     groups = _groups()
+    if is_json(as_json, output):
+        here = [model for group in groups for model in group.models]
+        found = [{"id": m.id, "is_here": True, "size_bytes": m.size_bytes, "problem": m.problem} for m in here]
+        for entry in (suggestion.entry for suggestion in ranked(limit)):
+            about = {"size_bytes": entry.size_bytes, "licence": entry.licence, "note": entry.note}
+            found.append({"id": entry.id, "is_here": False, **about, "fits": entry.fits(limit)})
+        print(json.dumps(found, indent=1))
+        return
     print_header([f"{'where':<10}{'size':>7}", "model", "about", "licence"], width)
     for local in (model for group in groups for model in group.models):
         mark = "broken" if local.problem else "here"
@@ -258,8 +266,10 @@ def models_rm(
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete a downloaded model."""
-    from mlxkv.models import remove
+    from mlxkv.models import Hub, remove, resolve
     from mlxkv.stats import bytes_text
 
-    if yes or typer.confirm(f"Delete {repo} from this machine?"):
+    stored = resolve(repo).repo
+    is_there = stored is not None and Hub().storage(stored).is_dir()
+    if not is_there or is_confirmed(f"Delete {stored} from this machine?", yes):  # `remove` says why it cannot
         print(f"freed {bytes_text(remove(repo))}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxkv.errors import ConfigError, quoted
-from mlxkv.system.regular_file import read_bytes
+from mlxkv.system.regular_file import read_bytes, reason
 
 _MOST_BYTES = 1 << 20
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -60,7 +60,8 @@ def read_hosts(path: Path) -> Hosts:
     try:
         found = json.loads(read_bytes(path, _MOST_BYTES))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"The hostfile {path} cannot be read ({error}); give the path of a JSON file.") from error
+        why = reason(error)
+        raise ConfigError(f"The hostfile {path} cannot be read ({why}); give the path of a JSON file.") from error
     table: Any = {"hosts": found} if isinstance(found, list) else found
     try:
         hosts = tuple(

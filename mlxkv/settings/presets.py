@@ -70,7 +70,8 @@ class PresetFolder:
             text = read_text(path, MAX_PRESET)
             table = parse_toml(text)
         except FileNotFoundError:
-            there = f"there are {', '.join(names)}" if (names := self.names()) else "/preset save NAME makes one"
+            names = ", ".join(self.names())
+            there = f"there are {names}" if names else "`/preset save NAME` in a chat makes one"
             raise ConfigError(f"There is no preset {quoted(name)}; {there}.") from None
         except (ValueError, OSError) as error:
             raise ConfigError(

@@ -361,7 +361,12 @@ def change(settings: Settings, values: Mapping[str, Any], where: Callable[[str],
             settings = replace(settings, keys=_keys(value, where))
             continue
         if key not in known:
-            raise ConfigError(f"{where(key)} is not a setting; the settings are {', '.join(known)}.")
+            import difflib  # only here
+
+            names = {name: s.name for s in known.values() for name in (s.name, s.slash)}
+            near = difflib.get_close_matches(key, names, 1)
+            advice = f"did you mean `{names[near[0]]}`?" if near else f"the settings are {', '.join(known)}."
+            raise ConfigError(f"{where(key)} is not a setting; {advice}")
         try:
             settings = replace(settings, **{key: known[key].convert(value)})
         except (ValueError, KeyError, OverflowError) as error:

@@ -71,7 +71,7 @@ def test_json_says_everything(run: Run, family: list[str]) -> None:  # noqa: F81
 
 @pytest.mark.slow
 def test_search_prints_a_line_per_hit(run: Run, family: list[str], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    lines = run("chats", "search", "why is").out.splitlines()
+    lines = run("chats", "search", "why", "is").out.splitlines()
     assert len(lines) == 4
     assert len(run("chats", "search", "why is", "--limit", "2").out.splitlines()) == 2
     assert "the sea  #1 user:  Why is the sea salty?" in "\n".join(lines)

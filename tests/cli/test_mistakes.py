@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
@@ -13,6 +14,9 @@ import typer
 from mlxkv.cli.app import _COMMANDS, app
 from mlxkv.cli.close_command import is_close, mistyped
 from mlxkv.cli.examples import COMMANDS_OF, COMPLETION, EXAMPLES
+from mlxkv.cli.input_files import question_with
+from mlxkv.config import Folders
+from mlxkv.models import Hub, catalogue
 from tests.cli.test_cli import Run, run  # noqa: F401
 
 WORDS = {
@@ -81,6 +85,12 @@ USAGE = {
     "why is it so": "The question is 4 arguments; put it in quotes: 'why is it so'.",
     "-p -f a.txt b.txt sum": "The question is 2 arguments; put it in quotes: 'b.txt sum'; "
     "if some of them are files, each needs its own -f.",
+    "-p hi --fork": "--fork copies the chat that -c or -r continues; add one of them.",
+    "-p hi --schema nofile": "nofile cannot be read (No such file or directory); check the name.",
+    "-p hi -f -": "The file - is standard input, and nothing comes from there; pipe a text in.",
+    "-P terse": "There is no preset 'terse'; `/preset save NAME` in a chat makes one.",
+    "cache create x": "There is nothing to prefill; give files with -f (-f - is standard input) or a system prompt "
+    "with -s.",
     "-p hi --temp warm": "The option --temp is 'warm'; it must be a number from 0 to 100, or \"none\".",
     "-p hi --window 1.5": "The option --window is '1.5'; it must be a whole number from 1 to 16,777,216, or \"none\".",
 }
@@ -90,6 +100,37 @@ USAGE = {
 def test_wrong_arguments_are_one_sentence_that_says_what_to_do(run: Run, line: str) -> None:  # noqa: F811
     done = run(*shlex.split(line))
     assert (done.code, done.out, done.err) == (2, "", f"mlxkv: {USAGE[line]}\n")
+
+
+def test_a_misspelt_setting_is_named(run: Run, home: Path) -> None:  # noqa: F811
+    path = Folders.from_env().config / "config.toml"
+    path.parent.mkdir(parents=True)
+    for key, says in (("temprature", "did you mean `temperature`?"), ("xyz", "the settings are model, ")):
+        path.write_text(f"{key} = 1")
+        assert f"`{key}` in {path} is not a setting; {says}" in run("-p", "hi").err
+
+
+def test_lists_and_folders_are_json_too(run: Run) -> None:  # noqa: F811
+    assert json.loads(run("path", "--json").out)["data"] == str(Folders.from_env().data)
+    first, *others = json.loads(run("models", "ls", "--json").out)
+    assert (first["id"], first["is_here"]) == ("tutor", True)
+    assert {other["id"] for other in others} == {entry.id for entry in catalogue()}
+    assert {other["fits"] for other in others if not other["is_here"]} <= {True, False}
+
+
+def test_what_cannot_be_deleted_is_not_asked_about(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    assert "tutor is a part of mlxkv and stays" in run("models", "rm", "tutor").err
+    assert "org/x is not in the cache" in run("models", "rm", "org/x").err
+    (Hub().storage("org/x") / "blobs").mkdir(parents=True)
+    assert "give --yes to delete" in run("models", "rm", "org/x").err
+    assert run("models", "rm", "org/x", "--yes").out == "freed 0 B\n"
+
+
+def test_a_dash_among_the_files_is_standard_input(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("alpha")
+    files = [tmp_path / "a.txt", Path("-")]
+    assert question_with("Why?", files, "piped\n") == "a.txt:\n\nalpha\n\npiped\n\nWhy?"
+    assert question_with("Why?", files[:1], "piped\n") == "a.txt:\n\nalpha\n\nWhy?\n\npiped"
 
 
 def test_an_option_takes_what_config_toml_takes(run: Run) -> None:  # noqa: F811

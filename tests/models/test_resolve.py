@@ -12,6 +12,14 @@ from mlxkv.models import resolve
 
 def test_repository() -> None:
     assert (resolve("org/name").repo, resolve("org/name").revision) == ("org/name", None)
+    for page in ("https://huggingface.co/org/name", "hf.co/org/name/", "https://huggingface.co/org/name/tree/main"):
+        found = resolve(page)
+        assert (found.name.partition("@")[0], found.repo, found.revision) in (
+            ("org/name", "org/name", None), ("org/name", "org/name", "main"),
+        )  # fmt: skip
+    for other in ("https://example.com/org/name", "https://huggingface.co/datasets/org/name"):
+        with pytest.raises(ModelNotFoundError):
+            resolve(other)
     source = resolve("mlx-community/Qwen3-0.6B-4bit@refs/pr/1")
     assert (source.repo, source.revision, source.path) == ("mlx-community/Qwen3-0.6B-4bit", "refs/pr/1", None)
 
