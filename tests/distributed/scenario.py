@@ -1,7 +1,7 @@
 """What a test asks of a model, on one process or on several: run as a script, each rank runs this file.
 
 `python scenario.py OUTPUT HOME FOLDER:SPLIT ...`: rank 0 writes the token ids of all models as JSON, and what it
-took to resume a chat. HOME is that of rank 1.
+took to resume a chat. HOME is that of rank 1; "": no chat is resumed.
 """
 
 from __future__ import annotations
@@ -113,5 +113,6 @@ if __name__ == "__main__":
         folder, split = item.split(":")
         with mlxkv.load(folder, distributed=split) as loaded:  # type: ignore[arg-type]
             results[item] = {"kind": loaded.loaded.machines.split.kind, **replies(loaded)}
-        results[item]["resumed"] = resumed_together(folder, split, Path(home))
+        if home:
+            results[item]["resumed"] = resumed_together(folder, split, Path(home))
     Path(output).write_text(json.dumps(results))

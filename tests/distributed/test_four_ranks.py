@@ -17,7 +17,7 @@ def test_four_processes_give_the_tokens_of_one(tmp_path: Path) -> None:
     folder = folder_of("qwen2", tmp_path / "model", num_attention_heads=4, num_key_value_heads=4)
     output = tmp_path / "out.json"
     asked = [f"{folder}:{split}" for split in ("tensor", "pipeline")]
-    with ranks(4, tmp_path, str(Path(scenario.__file__)), str(output), *asked) as started:
+    with ranks(4, tmp_path, str(Path(scenario.__file__)), str(output), "", *asked) as started:
         with mlxkv.load(folder) as model:
             expected = scenario.replies(model)
         told = [process.communicate()[1] for process in started]
