@@ -28,7 +28,8 @@ class Connections:
         """Once one is lost, cut all: MLX would wait for another machine, which waits too. One is lost if what was sent
         is not received for a minute, as behind a cable that was pulled: the system would try for a quarter of an hour.
         Nothing is sent between replies, so a machine may sleep then."""
-        self._own = [found.dup() for found in _tcp() if os.fstat(found.fileno()).st_ino not in self._others]
+        own = [os.dup(found.fileno()) for found in _tcp() if os.fstat(found.fileno()).st_ino not in self._others]
+        self._own = [socket.socket(fileno=fd) for fd in own]  # `socket.dup` would make them wait, and MLX's with them
         for connection in self._own:
             with suppress(OSError):
                 if sys.platform == "darwin":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -43,7 +44,9 @@ def test_what_is_sent_must_be_received_within_a_minute(connect: Callable[[], End
     own, _ = connect()
     connections = Connections()
     found, _ = connect()
+    found.setblocking(False)
     connections.watch()
+    assert not os.get_blocking(found.fileno())  # MLX reads and writes in turns
     limits = [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) for each in (own, found)]  # milliseconds
     assert limits == [0, UNANSWERED_SECONDS * 1000]
     connections.cut()
