@@ -56,6 +56,8 @@ class ChatApp(App[int], inherit_bindings=False):
     TITLE = "mlxkv"
     CSS = """
     Screen { background: $background; }
+    .-few-colours OptionList > .option-list--option-highlighted,
+    .-few-colours OptionList:focus > .option-list--option-highlighted { color: black; }
     #small { display: none; height: 1fr; content-align: center middle; }
     Screen.-narrow #header { display: none; }
     Screen.-short #header, Screen.-short #footer, Screen.-short #activity, Screen.-short #queued { display: none; }
@@ -115,6 +117,8 @@ class ChatApp(App[int], inherit_bindings=False):
         else:
             self.state.transcript.add_error(f"There is no theme {self.settings.theme!r}; Ctrl+P lists them.")
         self._set_colours(self.current_theme)
+        # Of 16 colours the nearest to the theme's are white on cyan, which is hard to read.
+        self.set_class(self.console.color_system == "standard", "-few-colours")
         if self.settings.keys:
             self.set_keymap(dict(self.settings.keys))
         if self.folders is not None:

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 from rich.text import Text
+from textual.geometry import Size
+from textual.widget import Widget
 
 from mlxkv.config import Folders, Settings
 from mlxkv.events import TurnFinished
@@ -14,6 +16,7 @@ from mlxkv.protocol.commands import DeleteChat, Edit, ExportChat, ListChats, Loa
 from mlxkv.protocol.status import ChatSummary
 from mlxkv.tui.state.lists.chat_list import group_text, listed_as, sidebar_entries
 from mlxkv.tui.state.lists.choice_lists import chats_list
+from mlxkv.tui.state.lists.choices import Listing, Row
 from mlxkv.tui.widgets.picker import Picker
 from mlxkv.tui.widgets.sidebar import KEYS, SEARCH_KEYS, Sidebar
 from tests.tui.fake_engine import CHATS, STATS, FakeEngine
@@ -107,6 +110,15 @@ async def test_words_that_no_title_has_are_looked_for_in_all_chats() -> None:
         await w.until(lambda: isinstance(w.app.focused, Picker))  # the second one, a moment later
         await w.pilot.press("enter")
         await w.until(lambda: OpenChat("c2") in w.engine.commands)
+
+
+def test_a_list_is_as_wide_as_the_chat_before_its_first_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow terminal showed its rows at 20 columns until then."""
+    picker = Picker(Listing("Models", (Row("a model with a long name", None, ("its size",)),), ""))
+    around = Widget()
+    monkeypatch.setattr(Widget, "content_size", property(lambda self: Size(100 if self is around else 0, 9)))
+    monkeypatch.setattr(Picker, "parent", around)
+    assert picker._row_width == 96
 
 
 @pytest.mark.slow

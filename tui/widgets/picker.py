@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 from textual.events import Key
 from textual.message import Message
+from textual.widget import Widget
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
@@ -64,7 +65,7 @@ class Picker(OptionList):
     def _fill(self, at: int = 0) -> None:
         listing = self.listing
         self._rows = listing.matching(self._words)
-        width = max(20, self.content_size.width - 2)
+        width = self._row_width
         self.clear_options()
         self._unfolded = None
         self.add_options([self._option(row, width) for row in self._rows] or [Option(listing.empty, disabled=True)])
@@ -73,9 +74,16 @@ class Picker(OptionList):
         title = f"{listing.title} · {self._words}▏" if self._words else f"{listing.title}{hint}"
         self.border_title = Text(shown(f"/{listing.beside} · {title}" if listing.beside else title))
 
+    @property
+    def _row_width(self) -> int:
+        """Before the first layout that of the chat: a slow terminal shows what is drawn until then."""
+        parent = self.parent
+        before = parent.content_size.width - 2 if isinstance(parent, Widget) else 0
+        return max(20, (self.content_size.width or before) - 2)
+
     def watch_highlighted(self, highlighted: int | None) -> None:
         """Show the detail of the selected row below it."""
-        width = max(20, self.content_size.width - 2)
+        width = self._row_width
         for index in {self._unfolded, highlighted}:
             if index is not None and index < min(len(self._rows), self.option_count) and self._rows[index].detail:
                 is_open = index == highlighted
