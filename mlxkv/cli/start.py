@@ -109,10 +109,13 @@ def open_window(
     sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, even if that is redirected
     engine = Engine(folders, settings, save=save)
     with redirect_stderr(log):
-        return run(
+        code = run(
             engine, _suggestions(), settings, folders, start, question, supervisor,
             lambda session_id: _print_how_to_continue(folders, session_id),
         )  # fmt: skip
+    if supervisor is not None:
+        supervisor.report_done()
+    return code
 
 
 def _print_how_to_continue(folders: Folders, session_id: str) -> None:

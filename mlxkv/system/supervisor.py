@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PARENT_PIPE_ENV = "MLXKV_PARENT_PIPE"  # for the child: two pipes, the first of which closes when the parent is gone
 MODE_ENV = "MLXKV_TERMINAL_MODE"  # for the child: input and local flags of the terminal before `supervise`
 # Reports of the child: see `supervisor_link.SupervisorLink`.
-WINDOW_READS, WINDOW_PAUSED, ALIVE, QUITTING, TERMINAL_GONE = b"+", b"-", b".", b"q", b"a"
+WINDOW_READS, WINDOW_PAUSED, ALIVE, QUITTING, TERMINAL_GONE, DONE = b"+", b"-", b".", b"q", b"a", b"d"
 ENDED_AT_ONCE = 75  # exit code of a child that could not close its window
 POLL_SECONDS = 0.2  # between two checks of a window that may hang
 HANG_SECONDS = 0.8  # after which the parent reads keys that the child has not read
@@ -73,6 +73,8 @@ def supervise(command: Sequence[str], *, saves: bool = True) -> int:
         if code or not watch.had_window:  # a window that ended well has shown its errors itself
             _write(2, child_stderr)
         return code
+    if watch.killed and watch.is_done:
+        return 0
     _restore(terminal)
     _write(2, f"{exit_message(-code, child_stderr, saves, watch.killed)}\n".encode())
     return 1 if watch.killed else 128 - code
@@ -160,6 +162,7 @@ class Watch:
     ) -> None:
         self._reports, self._keys, self._terminal, self._clock = reports, keys, terminal, clock
         self.killed = self.had_window = False
+        self.is_done = False  # all is saved and told: on a busy machine the interpreter may take seconds to end
         self._reads_keys = self._is_quitting = False
         self._quit_at: float | None = None  # the quit, or the last report after it
         self._unread_since: float | None = None  # keys
@@ -194,7 +197,8 @@ class Watch:
         for report in (reports[i : i + 1] for i in range(len(reports))):
             if report == QUITTING:
                 self._is_quitting = True
-            if report == TERMINAL_GONE:  # no one waits for the child to end
+            self.is_done |= report == DONE
+            if report in (TERMINAL_GONE, DONE):  # no one waits for the child to end, or it will
                 self._limit = 10 * QUIT_SECONDS
             self._reads_keys = report == WINDOW_READS or (self._reads_keys and report != WINDOW_PAUSED)
             self.had_window |= self._reads_keys

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from mlxkv.system.supervisor import (
     ALIVE,
+    DONE,
     ENDED_AT_ONCE,
     PARENT_PIPE_ENV,
     POLL_SECONDS,
@@ -57,6 +58,10 @@ class SupervisorLink:
 
     def report_no_terminal(self) -> None:
         self._report(TERMINAL_GONE)
+
+    def report_done(self) -> None:
+        """Report that only the interpreter has yet to end."""
+        self._report(DONE)
 
     def alive(self) -> None:
         self._report(ALIVE)

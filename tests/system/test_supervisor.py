@@ -19,6 +19,7 @@ from mlxkv.__main__ import COMMANDS, opens_window
 from mlxkv.cli.app import app
 from mlxkv.system.supervisor import (
     ALIVE,
+    DONE,
     HANG_SECONDS,
     PARENT_PIPE_ENV,
     POLL_SECONDS,
@@ -307,6 +308,14 @@ def test_after_a_quit_signs_of_life_give_time(watched: Watched) -> None:
         assert not watched.look(QUIT_SECONDS / 2)
     assert watched.look(POLL_SECONDS, 20)
     assert not watched.look(0.0)  # once is enough
+
+
+def test_a_window_that_is_done_may_take_its_time(watched: Watched) -> None:
+    """On a busy machine an interpreter that took two seconds to end was said to have hung."""
+    os.write(watched.child_says, WINDOW_READS + WINDOW_PAUSED + QUITTING + DONE)
+    assert not watched.look(QUIT_SECONDS, 9)
+    assert watched.look(QUIT_SECONDS, 3)
+    assert watched.watch.is_done
 
 
 @pytest.mark.parametrize(
