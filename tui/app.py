@@ -360,6 +360,8 @@ class ChatApp(App[int], inherit_bindings=False):
     def action_answer_now(self) -> None:
         if self.state.answer_now():
             self.engine.answer_now()
+        elif (reply := self.state.transcript.reply) is not None and not reply.is_thinking and not reply.stopping:
+            self.chat.show_hint("Nothing is marked as reasoning yet, so it cannot be ended; esc stops the reply.")
         self.chat.sync()
 
     def action_redraw(self) -> None:

@@ -35,7 +35,11 @@ async def test_the_key_reaches_the_engine_and_the_cut_is_shown() -> None:
     async with window(engine) as w:
         await w.ask("is it?")
         await w.until(lambda: w.app.state.transcript.reply)
+        await w.pilot.press("ctrl+y")  # of reasoning that is marked only at its end, nothing is known yet
+        await w.until(lambda: "Nothing is marked as reasoning yet" in w.bar("activity"))
+        assert engine.answered == 0
         engine.say([ev.TextDelta("hm", 512, thinking=True)])
+        w.app.chat.show_hint("")
         await w.until(lambda: "answer now" in w.screen())
         await w.pilot.press("ctrl+y")
         await w.until(lambda: engine.answered == 1)
