@@ -20,6 +20,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from mlxkv.errors import ArgumentError, ConfigError, ModelNotFoundError, PromptError, printable
 
+BOUNDS = ("window", "sinks", "bits")  # of `CacheConfig`, where callers look for them elsewhere
 MAX_PROMPT_TOKENS = 4_000_000
 
 P = ParamSpec("P")
@@ -82,7 +83,9 @@ def _bound(
     known = [n for n, kind in kinds.items() if kind is not inspect.Parameter.VAR_KEYWORD]
     known += [n for n in more if n not in kinds]
     for unknown in kwargs.keys() - {*known}:
-        near = difflib.get_close_matches(unknown, known, 1)
+        near = difflib.get_close_matches(unknown, known, 1) or [n for n in known if n.startswith(unknown)]
+        if "cache" in known and unknown in BOUNDS:
+            raise ArgumentError(f"`{name}` has no argument `{unknown}`; give `cache=mlxkv.CacheConfig({unknown}=...)`.")
         advice = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(known) or 'none'}."
         raise ArgumentError(f"`{name}` has no argument `{printable(unknown)}`; {advice}")
     try:

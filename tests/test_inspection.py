@@ -54,6 +54,12 @@ def test_reprs_are_one_short_line(model: Model) -> None:
     assert re.fullmatch(r"<TurnStats prompt \d+ \+ 0 cached, 12 tokens, .*, length>", repr(chat.stats))
     done = Completion("hello\n" * 9, (1,), TurnStats(finish_reason="stop"))
     assert re.fullmatch(r"<Completion 'hello\\n.*' 1 token, stop>", repr(done))
+    assert str(done) == done.text
+    assert repr(chat.send("hi")) == "<events of a reply; iterate over them>"
+    with pytest.raises(ArgumentError, match=r"`Model.chat` .* `window`; give `cache=mlxkv.CacheConfig\(window=...\)`."):
+        model.chat(window=64)  # type: ignore[call-arg]
+    with pytest.raises(ArgumentError, match="did you mean `temperature`"):
+        model.generate("hi", temp=0)  # type: ignore[call-overload]
     estimate = mlxkv.estimate("tutor")
     assert re.fullmatch(
         r"<Estimate 'tutor' \d+ MB \(weight .*, cache .*, prefill .*\), window .*, fits>", repr(estimate)

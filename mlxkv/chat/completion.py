@@ -14,7 +14,7 @@ _MOST_SHOWN = 28  # characters of a text in a repr
 
 @dataclass(frozen=True)
 class Completion:
-    """The result of `Model.generate`, of each prompt of `Model.generate_batch`, and of `Chat.ask`.
+    """The result of `Model.generate`, of each prompt of `Model.generate_batch`, and of `Chat.ask`. `str` is the text.
 
     Attributes:
         text: the new text, without the prompt.
@@ -40,6 +40,9 @@ class Completion:
     def __repr__(self) -> str:
         start = self.text if len(self.text) <= _MOST_SHOWN else f"{self.text[: _MOST_SHOWN - 1]}…"
         return f"<Completion {shown(start)} {plural(len(self.tokens), 'token')}, {self.stats.finish_reason}>"
+
+    def __str__(self) -> str:
+        return self.text
 
     def _repr_markdown_(self) -> str:
         """The text, for a notebook."""

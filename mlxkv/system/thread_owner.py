@@ -37,6 +37,9 @@ class Owned(Generator[Event, Any, None]):
     def __init__(self, owner: Owner, events: Generator[Event, Any, None]) -> None:
         self._owner, self._events = owner, events
 
+    def __repr__(self) -> str:
+        return "<events of a reply; iterate over them>"
+
     def send(self, value: Any) -> Event:
         self._owner.check()
         return self._events.send(value)
