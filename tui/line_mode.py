@@ -7,6 +7,7 @@ calling thread, which thereby owns MLX; it shares state and slash commands with 
 from __future__ import annotations
 
 import queue
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from mlxkv.tui.state.transcript.blocks import NO_ANSWER, ContextRow, Kind
 
 _PROGRESS_SECONDS = 5.0  # between two lines about a prefill, a load or a download
 _WIDTH = 72
+_KEYS = (("Ctrl+C", "stop the reply, or quit"), ("Ctrl+\\", "answer now, while the model reasons"))
 _LONG = 500  # characters of a message to type again
 
 
@@ -40,6 +42,8 @@ class DispatcherPort(Protocol):
     def handle(self, command: cmd.Command) -> None: ...
 
     def stop(self, *, closing: bool = False) -> None: ...
+
+    def answer_now(self) -> None: ...
 
     def pause_download(self) -> None: ...
 
@@ -147,7 +151,7 @@ class PlainChat:
             case slash_actions.UiRequest("quit"):
                 self._done = True
             case slash_actions.UiRequest("help") | slash_actions.UiRequest("keys"):
-                for usage, about in help_rows():
+                for usage, about in (*help_rows(), *_KEYS):
                     self._line(f"{usage}: {about}")
             case slash_actions.UiRequest("save", name):
                 from mlxkv.config import save_setting
@@ -317,7 +321,7 @@ class PlainChat:
 
     @contextmanager
     def _interrupts(self) -> Iterator[None]:
-        """Let Ctrl+C stop a reply, a load or a download, or quit at the prompt."""
+        """Let Ctrl+C stop a reply, a load or a download, or quit at the prompt; and Ctrl+\\ end the reasoning."""
 
         def stop(*_: object) -> None:
             if self._state.transcript.reply is None and not self._state.is_pulling and not self._state.is_loading_now:
@@ -325,8 +329,16 @@ class PlainChat:
             self._dispatcher.stop()
             self._dispatcher.pause_download()
 
-        with handle_interrupts(stop):
-            yield
+        def answer(*_: object) -> None:
+            if self._state.answer_now():  # else it came a moment too late, and ends nothing
+                self._dispatcher.answer_now()
+
+        before = signal.signal(signal.SIGQUIT, answer)
+        try:
+            with handle_interrupts(stop):
+                yield
+        finally:
+            signal.signal(signal.SIGQUIT, before)
 
 
 def _shortened(text: str) -> str:

@@ -53,6 +53,10 @@ class Dispatcher:
     def stop(self, *, closing: bool = False) -> None:
         self.context.stop(closing=closing)
 
+    def answer_now(self) -> None:
+        """End the reasoning of the running reply, if there is any; the answer follows."""
+        self.context.answer_now()
+
     # -- the MLX thread ----------------------------------------------------------------------------------------------
 
     def handle(self, command: cmd.Command) -> None:

@@ -69,7 +69,7 @@ class Engine:
 
     def answer_now(self) -> None:
         """End the reasoning of the running reply, if there is any; the answer follows."""
-        self._dispatcher.context.answer_now()
+        self._dispatcher.answer_now()
 
     def close(self) -> None:
         """Stop, shut down and join; required before the process ends. An unanswered message stays in its chat."""

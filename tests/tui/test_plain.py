@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -103,6 +104,26 @@ def test_a_question_and_its_reply() -> None:
     assert "org/Qwen3-8B-4bit is ready.\nUser: Why?\nAssistant: The borrow of `map` lives" in said
     assert "(42.1 tok/s · KV 916 MB · TTFT 0.21s · 312 tok" in said
     assert not set(said) & set(SPINNER + BARS + "─│▰▱\x1b")
+
+
+class Reasoning(list[EngineEvent]):
+    """Ctrl+\\ comes while the model reasons."""
+
+    def __iter__(self) -> Iterator[EngineEvent]:
+        yield TurnStarted("q")
+        yield TextDelta("hm", 1, thinking=True)
+        signal.raise_signal(signal.SIGQUIT)
+        yield TextDelta("Sky.", 2)
+        yield TurnFinished("stop", "Sky.", TurnStats(), "hm")
+
+
+def test_ctrl_backslash_ends_the_reasoning_and_the_answer_follows() -> None:
+    before = signal.getsignal(signal.SIGQUIT)
+    said, dispatcher, _ = talk("Why?", "/help", played={Send: Reasoning([ChatReleased("")])})
+    assert dispatcher.answered == 1
+    assert "Assistant: (thinking) Sky." in said
+    assert "Ctrl+\\: answer now, while the model reasons" in said
+    assert signal.getsignal(signal.SIGQUIT) is before
 
 
 def test_a_reply_of_reasoning_alone_and_a_notice_stand_on_lines_of_their_own() -> None:
