@@ -9,6 +9,7 @@ from typing import Any
 from mlxkv.server.errors import invalid
 from mlxkv.server.jobs import Accepted, Call, Ended, Job, JobEvent, Piece, TokenScore
 from mlxkv.server.openai.fields import Fields
+from mlxkv.server.openai.head import Head
 from mlxkv.server.openai.messages import messages_of
 from mlxkv.server.openai.parameters import (
     MAX_REPLIES,
@@ -16,6 +17,7 @@ from mlxkv.server.openai.parameters import (
     check_model,
     refuse_the_rest,
     sampling_of,
+    stream_of,
     thinking_of,
 )
 from mlxkv.server.openai.tools import schema_of, tools_of
@@ -54,7 +56,7 @@ def chat_request(table: Fields) -> ChatRequest:
     tools, schema = tools_of(table), schema_of(table.table("response_format"))
     if tools and schema is not None:
         raise invalid("response_format", "A reply that follows a schema cannot call tools; leave out one of them.")
-    stream, has_usage = _stream(table)
+    stream, has_usage = stream_of(table)
     table.only("modalities", (["text"],), "replies are text")
     table.refuse("audio", "prediction", "web_search_options", why="replies are generated text and tool calls")
     table.refuse("functions", "function_call", why="they were replaced by `tools` and `tool_choice`")
@@ -72,30 +74,6 @@ def chat_request(table: Fields) -> ChatRequest:
     return ChatRequest(job, model, stream, has_usage, one_call)
 
 
-def _stream(table: Fields) -> tuple[bool, bool]:
-    stream, options = table.flag("stream", False), table.table("stream_options")
-    if options is None:
-        return stream, False
-    if not stream:
-        raise invalid("stream_options", "`stream_options` needs `stream: true`.")
-    has_usage = options.flag("include_usage", False)
-    options.only("include_obfuscation", (False,), "no padding is sent")
-    options.end()
-    return stream, has_usage
-
-
-@dataclass(frozen=True)
-class _Head:
-    """What every chunk and response begins with."""
-
-    id: str
-    created: int
-    model: str
-
-    def table(self, kind: str, choices: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices, **more}
-
-
 async def chat_response(
     events: AsyncIterator[JobEvent], asked: ChatRequest, reply_id: str, created: int, model: str
 ) -> dict[str, Any]:
@@ -104,7 +82,7 @@ async def chat_response(
     async for event in events:
         if isinstance(event, Ended):
             ends.append(event)
-    head, choices = _Head(reply_id, created, model), []
+    head, choices = Head(reply_id, created, model), []
     for end in sorted(ends, key=lambda end: end.index):
         calls = end.calls[:1] if asked.one_call else end.calls
         message: dict[str, Any] = {"role": "assistant", "content": end.text or (None if calls else ""), "refusal": None}
@@ -121,7 +99,7 @@ async def chat_chunks(
     events: AsyncGenerator[JobEvent], asked: ChatRequest, reply_id: str, created: int, model: str, keep_alive: float
 ) -> AsyncGenerator[str]:
     """The stream: chunks as server-sent events, with comments while a prompt waits or is prefilled."""
-    head, ends = _Head(reply_id, created, model), list[Ended]()
+    head, ends = Head(reply_id, created, model), list[Ended]()
     usual: dict[str, Any] = {"usage": None} if asked.has_usage else {}
     has_begun: set[int] = set()
 

@@ -9,11 +9,13 @@ from typing import Any
 from mlxkv.server.errors import invalid
 from mlxkv.server.jobs import Ended, Job, JobEvent, Piece, TokenScore
 from mlxkv.server.openai.fields import Fields
-from mlxkv.server.openai.parameters import MAX_REPLIES, check_model, refuse_the_rest, sampling_of
+from mlxkv.server.openai.head import Head
+from mlxkv.server.openai.parameters import MAX_REPLIES, check_model, refuse_the_rest, sampling_of, stream_of
 from mlxkv.server.openai.usage import usage
 from mlxkv.server.sse import COMMENT, DONE, data, with_keep_alives
 
 MAX_PROMPTS = 64
+_KIND = "text_completion"
 _DEFAULT_TOKENS = 16  # OpenAI's
 _MAX_LOGPROBS = 20
 
@@ -48,13 +50,7 @@ def text_request(table: Fields) -> TextRequest:
         raise invalid(
             "echo", "`echo` with `logprobs` needs scores of the prompt, which are not computed; leave out one."
         )
-    stream, options = table.flag("stream", False), table.table("stream_options")
-    if options is not None and not stream:
-        raise invalid("stream_options", "`stream_options` needs `stream: true`.")
-    has_usage = False if options is None else options.flag("include_usage", False)
-    if options is not None:
-        options.only("include_obfuscation", (False,), "no padding is sent")
-        options.end()
+    stream, has_usage = stream_of(table)
     refuse_the_rest(table)
     jobs = tuple(Job(prompt=prompt, sampling=sampling, n=n, logprobs=logprobs) for prompt in prompts)
     return TextRequest(jobs, model, stream, has_usage, echo)
@@ -100,7 +96,7 @@ async def text_response(
         }
         for end in sorted(ends, key=lambda end: end.index)
     ]
-    return _table(reply_id, created, model, choices) | {"usage": _usage(ends, asked)}
+    return Head(reply_id, created, model).table(_KIND, choices, usage=_usage(ends, asked))
 
 
 async def text_chunks(
@@ -108,7 +104,7 @@ async def text_chunks(
 ) -> AsyncGenerator[str]:
     """The stream; see `chat_chunks`."""
     usual: dict[str, Any] = {"usage": None} if asked.has_usage else {}
-    ends: list[Ended] = []
+    head, ends = Head(reply_id, created, model), list[Ended]()
     has_begun: set[int] = set()
 
     def chunk(index: int, text: str, reason: str | None = None, scores: Sequence[TokenScore] = ()) -> str:
@@ -117,7 +113,7 @@ async def text_chunks(
             text = _echoed(asked, index) + text
         logprobs = _scores(scores) if scores else None
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-        return data(_table(reply_id, created, model, [choice]) | usual)
+        return data(head.table(_KIND, [choice], **usual))
 
     async for event in with_keep_alives(events, keep_alive):
         match event:
@@ -131,17 +127,13 @@ async def text_chunks(
             case _:
                 pass
     if asked.has_usage:
-        yield data(_table(reply_id, created, model, []) | {"usage": _usage(ends, asked)})
+        yield data(head.table(_KIND, [], usage=_usage(ends, asked)))
     yield DONE
 
 
 def _echoed(asked: TextRequest, index: int) -> str:
     prompt = asked.jobs[index // asked.jobs[0].n].prompt
     return prompt if asked.echo and isinstance(prompt, str) else ""
-
-
-def _table(reply_id: str, created: int, model: str, choices: Sequence[Any]) -> dict[str, Any]:
-    return {"id": reply_id, "object": "text_completion", "created": created, "model": model, "choices": choices}
 
 
 def _usage(ends: Sequence[Ended], asked: TextRequest) -> dict[str, Any]:

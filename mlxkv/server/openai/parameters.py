@@ -107,3 +107,16 @@ def check_model(table: Fields) -> str | None:
     if name == "":
         raise unsupported("model", "it is empty; GET /v1/models lists the models")
     return name
+
+
+def stream_of(table: Fields) -> tuple[bool, bool]:
+    """Whether the reply is streamed, and whether the stream ends with the usage."""
+    stream, options = table.flag("stream", False), table.table("stream_options")
+    if options is None:
+        return stream, False
+    if not stream:
+        raise invalid("stream_options", "`stream_options` needs `stream: true`.")
+    has_usage = options.flag("include_usage", False)
+    options.only("include_obfuscation", (False,), "no padding is sent")
+    options.end()
+    return stream, has_usage
