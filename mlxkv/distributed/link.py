@@ -51,6 +51,8 @@ class Op(IntEnum):
     COMPARE = auto()  # numbers of log and offset
     ABOUT = auto()  # JSON: tell of versions and of a model's files
     SUM = auto()  # numbers: how many are summed, and how often
+    PAIR = auto()  # ids: two ranks, how many numbers are sent from one to the other and back, and how often
+    MEMORY = auto()  # JSON: tell of the memory that a part of a model needs
     REST = auto()  # nothing follows for a while
     END = auto()
 
@@ -198,6 +200,13 @@ class Link:
     def add_up(self, x: mx.array) -> None:
         """Sum every process's array, as a measurement; all of them call this."""
         self._guarded(lambda: mx.eval(self._sum(x)))
+
+    def hand_over(self, x: mx.array, source: int, target: int) -> None:
+        """Send an array from one rank to another, as a measurement; all of them may call this."""
+        if self.rank == source:
+            self._guarded(lambda: mx.eval(mx.distributed.send(x, target, group=self.group, stream=mx.cpu)))  # type: ignore[arg-type]
+        elif self.rank == target:
+            self._guarded(lambda: mx.eval(mx.distributed.recv_like(x, source, group=self.group, stream=mx.cpu)))  # type: ignore[arg-type]
 
     def lost(self, error: BaseException | None = None) -> MachineError:
         """The error to raise once a collective has failed; the group is of no use any more."""

@@ -77,7 +77,7 @@ def examine_hosts(path: Path, name: str) -> Iterator[tuple[bool, str, str]]:
     start_hosts(path)
     link = joined()
     assert link is not None
-    yield from examine(link, name)
+    yield from examine(link, name, _controls[0].hosts.backend)
 
 
 def load_together(

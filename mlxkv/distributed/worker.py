@@ -21,7 +21,7 @@ from mlxkv.device import current_device
 from mlxkv.distributed.cache_peers import log_numbers
 from mlxkv.distributed.link import Link, Message, Op
 from mlxkv.distributed.machines import agreed_plan, load_split
-from mlxkv.distributed.measure import about, seconds_of_sum
+from mlxkv.distributed.measure import about, memory_of, seconds_between, seconds_of_sum
 from mlxkv.distributed.part_store import PartStore
 from mlxkv.distributed.split import Split
 from mlxkv.errors import MachineError, MlxkvError
@@ -107,6 +107,10 @@ class Worker:
                 about(self.link, message.table["name"])
             case Op.SUM:
                 seconds_of_sum(self.link, message.a, message.b)
+            case Op.PAIR:
+                seconds_between(self.link, *message.ids)
+            case Op.MEMORY:
+                memory_of(self.link, message.table["name"], message.table["kind"])
             case Op.REST:
                 pass
             case _:

@@ -39,6 +39,7 @@ from mlxkv.models.resolve import resolve
 from mlxkv.safetensors.header import Header, check_weights
 
 if TYPE_CHECKING:
+    import mlx.core as mx
     import mlx.nn as nn
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
@@ -146,6 +147,7 @@ def load_model(
     _convert(model, slow)
     if split is not None:
         split.apply(model, name)
+        check_fits(f"this part of {name}", sum(array.nbytes for array in _arrays(model)), device)
     weight_bytes = _evaluate(model, name, config, progress, cancel)
     text = load_tokenizer(folder, name, given, generation)
     load_s = time.perf_counter() - start
@@ -228,9 +230,8 @@ def _evaluate(
 ) -> int:
     """Load the weights into memory in steps, for progress and cancellation; return their bytes."""
     import mlx.core as mx
-    from mlx.utils import tree_flatten
 
-    arrays: list[mx.array] = [array for _, array in tree_flatten(model.parameters())]  # type: ignore[misc]
+    arrays = _arrays(model)
     total = sum(array.nbytes for array in arrays)
     done = waiting = 0
     step: list[mx.array] = []
@@ -247,6 +248,12 @@ def _evaluate(
         if progress is not None:
             progress(LoadProgress(name, "loading", done, total))
     return total
+
+
+def _arrays(model: nn.Module) -> list[mx.array]:
+    from mlx.utils import tree_flatten
+
+    return [array for _, array in tree_flatten(model.parameters())]  # type: ignore[misc]
 
 
 @contextmanager

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import mlxkv
+from mlxkv.device import current_device
 from mlxkv.distributed.split import Member, Split, kinds_of, problem_of
-from mlxkv.errors import ConfigError, ModelUnsupportedError
+from mlxkv.errors import ConfigError, ModelUnsupportedError, OutOfMemoryError
+from mlxkv.models import load_model
 from mlxkv.models.loading.skeleton import skeleton
 from tests.distributed.ranks import folder_of
 from tests.reference import tiny_llama
@@ -57,3 +61,10 @@ def test_alone(tiny_path: Path) -> None:
         mlxkv.load(tiny_path, distributed="tensor")
     with pytest.raises(ConfigError, match="it must be 'auto', 'tensor' or 'pipeline'"):
         mlxkv.load(tiny_path, distributed="both")  # type: ignore[arg-type]
+
+
+def test_a_part_that_does_not_fit_is_refused(tiny_path: Path) -> None:
+    device = replace(current_device(), memory_limit=20_000)  # more than a hundredth of the weights
+    split: Any = SimpleNamespace(size=100, apply=lambda model, name: None)  # divides nothing
+    with pytest.raises(OutOfMemoryError, match=r"^The weights of this part of .* need .* and this machine lets"):
+        load_model(str(tiny_path), device=device, split=split)
