@@ -118,7 +118,7 @@ class ChatApp(App[int], inherit_bindings=False):
             self.state.transcript.add_error(f"There is no theme {self.settings.theme!r}; Ctrl+P lists them.")
         self._set_colours(self.current_theme)
         # Of 16 colours the nearest to the theme's are white on cyan, which is hard to read.
-        self.set_class(self.console.color_system == "standard", "-few-colours")
+        self.set_class(not self.is_headless and self.console.color_system == "standard", "-few-colours")
         if self.settings.keys:
             self.set_keymap(dict(self.settings.keys))
         if self.folders is not None:
