@@ -120,8 +120,10 @@ def nearly_full_text(stats: TurnStats, before: int) -> str:
     if not most or stats.evicted_tokens or not before < most <= stats.cache_tokens:
         return ""
     share = 100 * stats.cache_tokens // stats.cache_window
-    soon = "the oldest tokens will be evicted soon · /compact replaces them with a summary"
-    return f"▲ The context is {share}% full: {soon}"
+    return (
+        f"▲ The context is {share}% full: the oldest tokens will be evicted soon · "
+        "/compact replaces them with a summary"
+    )
 
 
 def advice(kind: FailureKind) -> str:
