@@ -18,9 +18,9 @@ _SYNONYMS = {
 }  # fmt: skip
 """What other tools call the commands."""
 _ELSEWHERE = {
-    "run": "mlxkv -m MODEL", "ask": "mlxkv -p QUESTION", "continue": "mlxkv -c", "resume": "mlxkv -r CHAT",
-    "batch": "mlxkv --batch FILE", "config": "/set in a chat", "settings": "/set in a chat", "set": "/set in a chat",
-    "presets": "/preset in a chat", "preset": "/preset in a chat",
+    "run": "`mlxkv -m MODEL`", "ask": "`mlxkv -p QUESTION`", "continue": "`mlxkv -c`", "resume": "`mlxkv -r CHAT`",
+    "batch": "`mlxkv --batch FILE`", **dict.fromkeys(("config", "settings", "set"), "`/set` in a chat"),
+    **dict.fromkeys(("preset", "presets"), "`/preset` in a chat"),
 }  # fmt: skip
 """What other tools have as a command, and where it is here."""
 
@@ -46,20 +46,18 @@ def mistyped(
     if near:
         nearest = min(near, key=lambda name: abs(len(name) - len(word)))
         line = [*words[1:], nearest] if nearest == "--help" else [nearest, *words[1:]]
-        meant = [shlex.join(["mlxkv", *line])]
+        meant = _or([shlex.join(["mlxkv", *line])])
     elif len(words) > _MOST_WORDS:
         return None
     elif word in _ELSEWHERE:
-        meant = [_ELSEWHERE[word]]
+        meant = _ELSEWHERE[word]
     else:
-        called = (word, *_SYNONYMS.get(word, ()))
-        meant = [
-            shlex.join(["mlxkv", *path.split(), *words[1:]]) for name in called for path in (inner or {}).get(name, ())
-        ]
-    if not meant:
-        return None
+        paths = [path for name in (word, *_SYNONYMS.get(word, ())) for path in (inner or {}).get(name, ())]
+        if not paths:
+            return None
+        meant = _or([shlex.join(["mlxkv", *path.split(), *words[1:]]) for path in paths])
     message = shlex.quote(" ".join(words))
-    return f"There is no command `{word}`; did you mean {_or(meant)}? To send it as a message: mlxkv -p {message}"
+    return f"There is no command `{word}`; did you mean {meant}? To send it as a message: mlxkv -p {message}"
 
 
 def no_command(path: str, word: str, commands: Collection[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import cast
@@ -36,6 +37,7 @@ def exit_code(error: MlxkvError) -> int:
 def usage_text(error: typer.BadParameter) -> str:
     """What is wrong with the arguments, and where to look, in one sentence."""
     text, path = error.format_message().rstrip("."), error.ctx.command_path if error.ctx else "mlxkv"
+    text = re.sub(r"Input should be (.+?)(, unable to parse .*)?$", r"it must be \1", text).replace("Value error, ", "")
     if near := getattr(error, "possibilities", None):
         text = f"{error.message}; did you mean {' or '.join(sorted(near))}?"
     if "--help`" in text or text.endswith("?"):

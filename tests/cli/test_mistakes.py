@@ -71,7 +71,7 @@ def test_long_words_may_have_two_mistakes() -> None:
 def test_a_word_of_several_groups_names_them_all() -> None:
     text = mistyped(["list"], _COMMANDS, COMMANDS_OF) or ""
     assert "did you mean `mlxkv chats ls`, `mlxkv cache ls` or `mlxkv models ls`?" in text
-    assert "`/set in a chat`" in (mistyped(["config"], _COMMANDS, COMMANDS_OF) or "")
+    assert "did you mean `/set` in a chat?" in (mistyped(["config"], _COMMANDS, COMMANDS_OF) or "")
 
 
 USAGE = {
@@ -85,6 +85,12 @@ USAGE = {
     "why is it so": "The question is 4 arguments; put it in quotes: 'why is it so'.",
     "-p -f a.txt b.txt sum": "The question is 2 arguments; put it in quotes: 'b.txt sum'; "
     "if some of them are files, each needs its own -f.",
+    "bench --tokens x": "Invalid value for '--tokens': it must be a valid integer; see `mlxkv bench --help`.",
+    "serve --port 70000": "Invalid value for '--port': it must be less than or equal to 65535; "
+    "see `mlxkv serve --help`.",
+    "-p hi --output-format xml": "Invalid value for '--output-format': 'xml' is not one of 'text', 'json', "
+    "'stream-json'; "
+    "see `mlxkv --help`.",
     "-p hi --fork": "--fork copies the chat that -c or -r continues; add one of them.",
     "-p hi --schema nofile": "nofile cannot be read (No such file or directory); check the name.",
     "-p hi -f -": "The file - is standard input, and nothing comes from there; pipe a text in.",
