@@ -17,7 +17,7 @@ _STEPS = 15  # latest plain steps: their median is robust against a pause
 _SAMPLES = 3  # latest ones of a cost
 _BELIEVED = 2  # samples of a cost; one says little: kernels are compiled at first use
 _LONGEST = 64  # plain steps that a step counts at most: a machine may sleep
-_FORGET = 1024  # plain steps after which a sample of a cost is forgotten, so that it is tried again
+_FORGET = 64, 1024  # plain steps after which a sample of a cost is forgotten, so that it is tried again: first, at most
 _DECAY = 0.98  # weight of earlier drafted tokens with each new one
 _WAITED = 1.2  # the cost of a step that waits for its token, before one was measured
 
@@ -112,7 +112,7 @@ class DraftGate:
         self._waited: deque[float] = deque(maxlen=_STEPS)  # in plain steps
         self._ledger = 0.0  # seconds that drafting may still cost
         self._prefill = 0.0  # seconds per token
-        self._num_plain = 0
+        self._plain_left, self._forget_after = _FORGET[0], _FORGET[0]  # plain steps
         self._step = 0.0  # seconds of a plain step; 0 before a few were measured
 
     # -- measurements ------------------------------------------------------------------------------------------------
@@ -132,8 +132,9 @@ class DraftGate:
         self._plain.append(seconds)
         self._step = median(self._plain) if len(self._plain) >= _SAMPLES else 0.0
         self._ledger += ALLOWED * min(seconds, _LONGEST * self._step or seconds)
-        self._num_plain += 1
-        if self._num_plain % _FORGET == 0:
+        self._plain_left -= 1
+        if not self._plain_left:  # soon at first: on a busy machine the first samples say little
+            self._plain_left = self._forget_after = min(2 * self._forget_after, _FORGET[1])
             self.lookup.forget()
             self.model.forget()
         if self._prefill and self._step:

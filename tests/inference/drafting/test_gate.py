@@ -156,6 +156,18 @@ def test_a_slow_first_call_is_tried_again() -> None:
     assert took < 0.6
 
 
+def test_slow_first_calls_on_a_busy_machine_are_tried_again_soon() -> None:
+    gate, machine = DraftGate(), Simulated(lambda k: 1 + 0.4 * k, share=0.95)
+    for _ in range(5):
+        gate.plain(STEP)
+    for _ in range(2):
+        gate.drafted(8, 1, 1, 2.5 * STEP)
+    assert gate.length(8, 16) == 0
+    took, drafts = machine.reply(gate, 400)
+    assert drafts > 20
+    assert took < 0.9
+
+
 def test_a_pause_does_not_make_a_step_dear() -> None:
     gate = DraftGate()
     for seconds in (STEP, STEP, 50 * STEP, STEP, STEP):
