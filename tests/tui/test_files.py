@@ -11,6 +11,7 @@ import pytest
 from mlxkv.tui.state.prompt import attachments as attach
 from mlxkv.tui.state.prompt import completion as offers
 from mlxkv.tui.state.prompt import file_index as files
+from mlxkv.tui.widgets.attached_files import AttachedFiles
 from tests.tui.window import Window, window
 
 ACCENT = unicodedata.normalize("NFD", "résumé.txt")  # as some file systems keep it
@@ -106,3 +107,27 @@ async def test_the_window_says_it_and_enter_sends_the_word(base: Path) -> None:
         await w.until(lambda: bool(w.app.state.transcript.messages))
         assert w.app.state.transcript.messages[-2:][0].text == "thanks @someone"
         await _note(w, "see @notes.txt,", "@notes.txt 1 line")
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("see @nothing.md", "nothing.md"),
+        ("see @src/none, please", "src/none"),
+        ("see @./gone.txt.", "./gone.txt"),
+        ("ask @someone", None),
+        ("write to @someone@home.example", None),
+        ("see @empty/", None),
+        ("wait @...", None),
+    ],
+)
+def test_a_file_that_is_not_there_is_sent_as_text_only_when_asked_twice(
+    typed: str, name: str | None, base: Path
+) -> None:
+    attached = AttachedFiles()
+    attached.base = base
+    assert attach.missing_file(typed, base) == name
+    if name:
+        with pytest.raises(attach.AttachError, match=f"There is no file {name}. Enter again sends that as text."):
+            attached.expand(typed)
+    assert attached.expand(typed) == typed

@@ -29,7 +29,7 @@ class AttachedFiles:
         self.window = 0  # 0 while unknown
         self._sent: Mapping[str, attachments.Attachment] = {}  # files of the prompt that was recalled last
         self.when_read: Callable[[], object] = lambda: None
-        self._told = ""  # a prompt with a dropped picture, refused once
+        self._told = ""  # the prompt that was sent last: what would only be text is refused once
         self._read: dict[str, tuple[object, attachments.Attachment]] = {}  # by path, with the file's stamp
         self._pdfs: dict[tuple[str, object], attachments.Attachment | attachments.AttachError] = {}
 
@@ -43,11 +43,15 @@ class AttachedFiles:
         """The text to send, with the text of its files.
 
         Raises:
-            AttachError: if a file cannot be attached; and once for the path of a dropped picture, which is only text.
+            AttachError: if a file cannot be attached; and once for what would only be text: the path of a dropped
+                picture, and a file that is not there.
         """
-        if (dropped := attachments.dropped_pictures(typed[:_LONGEST])) and typed != self._told:
+        if typed != self._told:
             self._told = typed
-            raise attachments.AttachError(f"{dropped[0]} Enter again sends its path.")
+            if dropped := attachments.dropped_pictures(typed[:_LONGEST]):
+                raise attachments.AttachError(f"{dropped[0]} Enter again sends its path.")
+            if missing := attachments.missing_file(typed[:_LONGEST], self.base, self._sent):
+                raise attachments.AttachError(f"There is no file {missing}. Enter again sends that as text.")
         return attachments.attach(typed, self.base, self._sent, self._fresh)
 
     def note(self, text: str) -> str:

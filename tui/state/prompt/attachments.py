@@ -30,6 +30,7 @@ FOLDED_CHARACTERS = 1000
 _WORD = re.compile(r"(?<!\S)@(?:\"((?:[^\"\\\n]|\\.)+)\"|([^\s\"]\S*))")
 _TYPING = re.compile(r"(?:^|(?<=\s))@(\"(?:[^\"\\\n]|\\.)*|[^\s\"]*)$")
 _DROPPED = re.compile(r"(?<!\S)(?:'(/[^'\n]+)'|\"(/[^\"\n]+)\"|(?:file://)?(/(?:\\.|[^\s\\])+))")
+_FILE = re.compile(r"[^@]*/[^@]*|[^@]*[^@.]\.[A-Za-z]\w{0,4}")  # rather a file than somebody's name
 _ESCAPED = re.compile(r"\\(.)")
 _PASTE = re.compile(r"\[Pasted text #(\d+) (?:\+[\d,]+ lines|[\d,]+ characters)\]")
 _SECTION = re.compile(r"\n\nFile `([^`\n]+)`:\n(`{3,})\n(.*?)\n\2(?=\n\nFile `|\n*\Z)", re.DOTALL)
@@ -85,6 +86,22 @@ def mentioned_files(text: str, base: Path, recalled: Mapping[str, Attachment] = 
     return found
 
 
+def missing_file(text: str, base: Path, recalled: Mapping[str, Attachment] = {}) -> str | None:
+    """The first path mentioned in `text` that looks like a file's, and is neither there nor in `recalled`."""
+    for match in _WORD.finditer(text):
+        names = _names(match)
+        if any(_FILE.fullmatch(name) for name in names) and not any(n in recalled or _is_there(base, n) for n in names):
+            return names[-1]
+    return None
+
+
+def _is_there(base: Path, name: str) -> bool:
+    try:
+        return os.path.lexists(base / Path(name).expanduser())
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
 def _names(match: re.Match[str]) -> list[str]:
     """Possible paths of a mention: the whole word, or the word without punctuation at its end."""
     names = [_ESCAPED.sub(r"\1", match[1])] if match[1] else [match[2], match[2].rstrip(".,;:!?)]}'")]
@@ -92,10 +109,7 @@ def _names(match: re.Match[str]) -> list[str]:
 
 
 def exists(base: Path, name: str) -> bool:
-    try:
-        return not (base / Path(name).expanduser()).is_dir() and os.path.lexists(base / Path(name).expanduser())
-    except (OSError, ValueError, RuntimeError):
-        return False
+    return _is_there(base, name) and not (base / Path(name).expanduser()).is_dir()
 
 
 def is_pdf_file(path: str, base: Path) -> bool:
