@@ -48,11 +48,11 @@ nitpick_ignore_regex = [
     ("py:class", r"(collections|datetime|os|threading|pathlib)\..*"),  # Python's own, which is not linked
     (
         "py:class",
-        r"(mlxkv\.token_ids\.)?(PromptIds|IdArray)|mlxkv\.(config|models\.\w+|store\.session_store|store\.records|cache\.plan)\.\w+",
+        r"(mlxkv\.token_ids\.)?(PromptIds|IdArray)|mlxkv\.(config|models(\.\w+)+|store\.session_store|store\.records|cache\.planning\.plan)\.\w+",
     ),  # no part of the API
     (
         "py:class",
-        r"Folders|LoadProgress|Hub|Prompt|Normalize|_Opening|(mlxkv\.engine\.async_model\.)?R",
+        r"Folders|LoadProgress|Hub|Prompt|Normalize|_Opening|(mlxkv\.engine\.open_async\.async_model\.)?R",
     ),  # the same, short
 ]
 autodoc_member_order = "bysource"
