@@ -65,7 +65,6 @@ class ModelRunner:
     ) -> None:
         """`clock`: seconds; see `ChunkSize`. `machines`: None: this process has the whole model."""
         self.model = model
-        self._rows_only = getattr(model, "rows_only", model)
         self._machines = machines
         self.chunk_size = ChunkSize(chunk)
         self.drafting: Drafting | None = None
@@ -181,7 +180,7 @@ class ModelRunner:
         """`_feed`, and correct the budget if its peak is this process's highest so far."""
         before, peak = mx.get_active_memory(), mx.get_peak_memory()
         allocates = not cache.offset or cache.growth(most) > 0  # buffers, or a fork's copy of them
-        n, _ = self._feed(cache, ids, done, most, self._rows_only)
+        n, _ = self._feed(cache, ids, done, most, getattr(self.model, "rows_only", self.model))
         if not allocates and n in SIZES and mx.get_peak_memory() > peak:
             self._budget.record_peak(cache.plan, n, cache.offset, mx.get_peak_memory() - before)
         return n

@@ -182,9 +182,9 @@ def test_chats_can_be_listed_shown_renamed_searched_and_deleted(run: Run, tiny_p
     ("args", "code", "says"),
     [
         (["-p", ""], 2, "prompt is empty"),
-        (["-p", "hi", "--window", "0"], 2, "--window is 0"),
-        (["-p", "hi", "--temp", "-1"], 2, "--temp is -1"),
-        (["-p", "hi", "--top-p", "7"], 2, "--top-p is 7"),
+        (["-p", "hi", "--window", "0"], 2, "--window is '0'"),
+        (["-p", "hi", "--temp", "-1"], 2, "--temp is '-1'"),
+        (["-p", "hi", "--top-p", "7"], 2, "--top-p is '7'"),
         (["-p", "hi", "--sinks", "many"], 2, "sinks"),
         (["-p", "hi", "--kv-bits", "3"], 2, "3"),
         (["-p", "hi", "-m", "./nowhere"], 1, "./nowhere"),

@@ -54,7 +54,8 @@ class Round:
         hosts = folder / "hosts.json"
         hosts.write_text(json.dumps([{"ssh": "localhost", "ips": ["127.0.0.1"]}] * self.count))
         environ = {**os.environ, "MLXKV_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, str(ROOT / "tests/distributed/talker.py"), str(hosts), str(model), self.split, title]
+        talker_py = str(ROOT / "tests/distributed/talker.py")
+        command = [sys.executable, talker_py, str(hosts), str(model), self.split, title, "24"]
         with subprocess.Popen(
             command, env=environ, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as talker:

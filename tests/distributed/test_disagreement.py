@@ -26,6 +26,9 @@ class Other(Recorder):
         super().__init__()
         self.index, self.names = index, ["here", "studio"]
 
+    def texts(self, own: str) -> list[str]:
+        return [own, ""]
+
     def compare(self, *numbers: int) -> list[list[int]]:
         return [list(numbers), [n + (i == self.index) for i, n in enumerate(numbers)]]
 
@@ -50,7 +53,7 @@ def test_another_log_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     link.names = ["here", "studio"]
     monkeypatch.setattr(link, "compare", lambda *numbers: [list(numbers), [numbers[0], numbers[1] + 1]])
     with pytest.raises(MachineError, match="The cache on studio holds other tokens than this one"):
-        cache.compare()
+        cache.peers.compare()
 
 
 @pytest.mark.parametrize(

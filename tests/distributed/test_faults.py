@@ -20,6 +20,7 @@ from tests.distributed.proxy import ssh_in
 from tests.distributed.ranks import ROOT, folder_of
 
 _TALKER = str(ROOT / "tests/distributed/talker.py")
+_TOKENS = 6  # of a reply, each of which takes over a second
 _HOSTS = [{"ssh": "localhost", "ips": ["127.0.0.1"]}, {"ssh": "far", "ips": ["127.0.0.1"]}]
 
 
@@ -30,7 +31,7 @@ def talker(model: Path, folder: Path, path: Path) -> Iterator[tuple[subprocess.P
     hosts.write_text(json.dumps(_HOSTS))
     environ = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [sys.executable, _TALKER, str(hosts), str(model), "tensor", "chat"],
+        [sys.executable, _TALKER, str(hosts), str(model), "tensor", "chat", str(_TOKENS)],
         env=environ, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as process:  # fmt: skip
         assert process.stdin is not None
@@ -51,7 +52,7 @@ def say(process: subprocess.Popen[str], text: str) -> None:
 def test_fifty_milliseconds_of_delay_and_a_cut(tmp_path: Path) -> None:
     folder = folder_of("qwen2", tmp_path / "model")
     with mlxkv.load(folder) as model:
-        chat = model.chat("be brief", temperature=0.0, max_tokens=24)
+        chat = model.chat("be brief", temperature=0.0, max_tokens=_TOKENS)
         expected = ["hello", chat.ask("hello").text]
     path = ssh_in(tmp_path / "bin", 0.05)
     with talker(folder, tmp_path, path) as (process, lines):

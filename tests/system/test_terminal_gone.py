@@ -55,7 +55,9 @@ def test_it_ends_and_keeps_what_was_said(mode: str, stories_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_question_ends_too(home: Path) -> None:
+def test_a_question_ends_too(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "models--org--name" / "blobs").mkdir(parents=True)
     terminal = Terminal(["models", "rm", "org/name"], module="mlxkv")
     terminal.wait_for("[y/N]")
     assert code_after_hang_up(terminal) == GONE

@@ -88,7 +88,7 @@ def visit(tour: Tour, lead: int, is_wide: bool) -> None:
         go("/", "Chats · ▏")
         see("sidebar, searched", "PAYC", "Chats · PAYC")
         go(f"{ESC}\x02", "link xxx")
-    see("a chat of someone else's", "/resume c1\r", "locked PAY", "theirs", "locked")
+    see("a chat of someone else's", "/resume c1\r", "Read-only until", "theirs")
     see("a message", "\x1b[1;3A", "y copy", "thought")
     see("copied", "y", "the terminal's clipboard")
     see("code copied", "c", "the terminal's clipboard")
