@@ -1,7 +1,7 @@
 """Doorkeeper: a process beside one that connects to its group, which MLX does without letting any other thread run.
 
-Then nobody would notice that a machine is gone, nor Ctrl+C. Runs as a script with the standard library alone. Its own
-input closes when its process is connected, or has ended.
+Meanwhile that process notices neither Ctrl+C nor that a machine is gone. Runs as a script with the standard library
+alone. Its own input closes when its process is connected, or has ended.
 """
 
 from __future__ import annotations

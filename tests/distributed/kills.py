@@ -37,7 +37,7 @@ _TEXT = "the fox and the dog " * 12
 
 @dataclass
 class Round:
-    """One group, of which rank `victim` is killed at `moment`; None: nobody is."""
+    """One group, of which rank `victim` is killed at `moment`; None: no rank is killed."""
 
     count: int
     split: str
