@@ -8,7 +8,7 @@ import socket
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -23,11 +23,15 @@ class Connections:
     def __init__(self) -> None:
         self._others = {os.fstat(found.fileno()).st_ino for found in _tcp()}
         self._own: list[socket.socket] = []
+        self._when_lost: Callable[[], None] = lambda: None
 
-    def watch(self) -> None:
-        """Once one is lost, cut all: MLX would wait for another machine, which waits too. One is lost if what was sent
-        is not received for a minute, as behind a cable that was pulled: the system would try for a quarter of an hour.
-        Nothing is sent between replies, so a machine may sleep then."""
+    def watch(self, when_lost: Callable[[], None]) -> None:
+        """Once one is lost, cut all: MLX would wait for another machine, which waits too; then call `when_lost`.
+
+        One is lost if what was sent is not received for a minute, as behind a cable that was pulled: the system would
+        try for a quarter of an hour. Nothing is sent between replies, so a machine may sleep then.
+        """
+        self._when_lost = when_lost
         own = [os.dup(found.fileno()) for found in _tcp() if os.fstat(found.fileno()).st_ino not in self._others]
         self._own = [socket.socket(fileno=fd) for fd in own]  # `socket.dup` would make them wait, and MLX's with them
         for connection in self._own:
@@ -36,22 +40,25 @@ class Connections:
                     connection.setsockopt(socket.IPPROTO_TCP, _MACOS_DROP_TIME, UNANSWERED_SECONDS)
                 else:
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNANSWERED_SECONDS * 1000)
-        threading.Thread(target=self._wait, daemon=True).start()
+        if self._own:
+            threading.Thread(target=self._wait, daemon=True).start()
 
     def cut(self) -> None:
         """Close all, so that a collective fails that would wait for ever."""
         for connection in self._own:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+        if not self._own:  # none is TCP
+            self._when_lost()
 
     def _wait(self) -> None:
         poll = select.poll()
         with ExitStack() as held:
             for connection in self._own:
                 poll.register(held.enter_context(connection), _LOST)
-            if self._own:
-                poll.poll()
+            poll.poll()
             self.cut()
+        self._when_lost()
 
 
 def _tcp() -> Iterator[socket.socket]:

@@ -18,36 +18,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
 
 from mlxkv.distributed.connections import Connections
 from mlxkv.distributed.doorkeeper import doorkeeper
 from mlxkv.distributed.group import FILE_PREFIX
 from mlxkv.distributed.hosts import Host, Hosts
 from mlxkv.errors import MachineError, first_line
-from mlxkv.system.supervisor_link import end_at_once
 
 SIGN_OF_LIFE_SECONDS = 1.0
 ALIVE, READY = b".", b"r"  # what the others say
 _HUNG_SIGNS = 60  # that are missed in a row
 _GONE_SECONDS = 2.0  # that the end of a process may be noticed later than the end of its connection
-_STUCK_SECONDS, _STUCK_LOOKS = 5.0, 10  # that rank 0 may stay at one place once another process has ended
 _PORTS = (33_000, 60_000)
 _MODULE = ("-P", "-m", "mlxkv.distributed")
 _SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5")
-
-
-class Joined(Protocol):
-    """Rank 0's end of MLX's group; `link.py` implements it."""
-
-    @property
-    def place(self) -> object:
-        """Where the thread is that needs the others; None: it needs none, or knows that one is gone."""
-        ...
-
-    def lost(self) -> MachineError:
-        """The error that says which is gone."""
-        ...
 
 
 class Control:
@@ -55,13 +39,13 @@ class Control:
 
     Attributes:
         hosts: in the order of ranks.
-        is_broken: one of them has ended.
+        is_broken: one of them has ended. is_closing: all are being ended.
     """
 
     def __init__(self, hosts: Hosts) -> None:
         self.hosts = hosts
-        self.is_broken = False
-        self._joined: tuple[Connections, Joined] | None = None
+        self.is_broken = self.is_closing = False
+        self._connections: Connections | None = None
         self._gone: list[int] = []  # ranks, in the order they ended
         self._changed = threading.Condition()
         self._num_missed = [0] * len(
@@ -69,7 +53,6 @@ class Control:
         )  # signs of life; a time would blame the others where this process slept
         self._ready_ranks = {0}
         self._errors = [""] * len(hosts.hosts)
-        self._is_closing = False
         port = random.randrange(*_PORTS)
         variables, files = hosts.environ(port)
         self._own_addresses = [f"{ip}:{port + n}" for n, ip in enumerate(hosts.hosts[0].ips)]  # where MLX listens
@@ -128,9 +111,9 @@ class Control:
             self.call()
             yield
 
-    def watch(self, connections: Connections, link: Joined) -> None:
-        """Once a process has ended, cut these connections, and see whether rank 0 notices."""
-        self._joined = connections, link
+    def watch(self, connections: Connections) -> None:
+        """Once a process has ended, cut these connections."""
+        self._connections = connections
         if self.is_broken:
             connections.cut()
 
@@ -150,7 +133,7 @@ class Control:
 
     def close(self) -> None:
         """End all. They end by themselves when their pipe closes; what does not is killed."""
-        self._is_closing = True
+        self.is_closing = True
         for process in self._processes.values():
             with suppress(OSError, ValueError):
                 assert process.stdin is not None
@@ -190,23 +173,11 @@ class Control:
             self._gone.append(rank)
             self._changed.notify_all()
             self.is_broken = True
-        if self._joined is not None and not self._is_closing:
-            connections, link = self._joined
-            connections.cut()  # over ssh the other end may only be silent
-            self._end_if_stuck(link)
-
-    def _end_if_stuck(self, link: Joined) -> None:
-        """MLX, too, may wait for ever: for what it queued on a connection that was lost just then."""
-        place, num_equal = link.place, 0
-        while place is not None and not self._is_closing:
-            time.sleep(_STUCK_SECONDS / _STUCK_LOOKS)
-            before, place = place, link.place
-            num_equal = num_equal + 1 if place == before else 0
-            if num_equal == _STUCK_LOOKS:
-                end_at_once(str(link.lost()))
+        if self._connections is not None and not self.is_closing:
+            self._connections.cut()  # over ssh the other end may only be silent
 
     def _watch(self) -> None:
-        while not self._is_closing:
+        while not self.is_closing:
             time.sleep(SIGN_OF_LIFE_SECONDS)
             for rank, process in self._processes.items():
                 self._num_missed[rank] += 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mlxkv.distributed.group import machine_name
+from mlxkv.distributed.stuck import place_of
 from mlxkv.errors import MachineError, MlxkvError
 
 _LONGEST_TEXT = 4096  # bytes
@@ -225,8 +225,7 @@ class Link:
     @property
     def place(self) -> object:
         """Where this process's thread is; None: it needs no other process, or knows that one is gone. Any thread."""
-        frame = sys._current_frames().get(self._thread)
-        return None if self._rests or self.is_lost or frame is None else (frame, frame.f_lasti)
+        return None if self._rests or self.is_lost else place_of(self._thread)
 
     # ----------------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import atexit
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -25,9 +26,12 @@ from mlxkv.distributed.link import Link, Op
 from mlxkv.distributed.machines import Machines, load_split
 from mlxkv.distributed.measure import examine
 from mlxkv.distributed.split import Split
+from mlxkv.distributed.stuck import end_if_stuck, place_of
 from mlxkv.distributed.worker import Worker
+from mlxkv.errors import MachineError
 from mlxkv.models import LoadedModel, load_model
 
+_LOST = "The connection to another machine was lost; start mlxkv again."
 _joined: list[Link] = []  # at most one
 _controls: list[Control] = []  # at most one
 
@@ -53,15 +57,21 @@ def joined(joining: AbstractContextManager[None] | None = None) -> Link | None:
     """
     if not _joined:
         control = _controls[0] if _controls else None
-        connections = Connections()
+        connections, thread = Connections(), threading.get_ident()
         with (control.joining() if control is not None else None) or joining or nullcontext():
             group = join_group()
         if group is None:
             return None
-        connections.watch()
+        connections.watch(
+            lambda: end_if_stuck(
+                lambda: _joined[0].place if _joined else place_of(thread),
+                lambda: _joined[0].lost() if _joined else MachineError(_LOST),
+                lambda: control is not None and control.is_closing,
+            )
+        )
         link = Link(group, control)
         if control is not None:
-            control.watch(connections, link)
+            control.watch(connections)
         _joined.append(link)
         if link.rank == 0:
             atexit.register(link.end)

@@ -16,7 +16,7 @@ from typing import Any
 import mlxkv
 from mlxkv import CacheConfig, Model
 
-BOUNDS = CacheConfig(window=64, sinks=4, block=16, slack=32)
+BOUNDS = CacheConfig(window=32, sinks=4, block=8, slack=16)
 PROMPT = [5 + n * 7 % 50 for n in range(40)]
 AGAIN = [9, 30, 12, 41, 8, 9, 30, 12, 41, 8] * 3  # repeats itself, which is drafted
 QUESTIONS = ("hi there", "what now", "why not", "and then", "the end", "who is it")
@@ -27,21 +27,21 @@ def replies(model: Model) -> dict[str, list[int]]:
     """Greedy token ids: past the window, in a fork, after a rewind, drafted, and in 8 bits."""
     found: dict[str, list[int]] = {}
 
-    def reply(name: str, prompt: list[int], cache: mlxkv.PromptCache, most: int = 24) -> None:
+    def reply(name: str, prompt: list[int], cache: mlxkv.PromptCache, most: int = 8) -> None:
         found[name] = list(model.generate(prompt, cache=cache, temperature=0.0, max_tokens=most).tokens)
 
     held = model.make_cache(BOUNDS)
-    reply("past the window", PROMPT, held, 70)
+    reply("past the window", PROMPT, held, 20)
     fork = held.fork()
     reply("in a fork", [7, 11, 23], fork)
     with suppress(mlxkv.errors.RewindError):  # recurrent layers have no checkpoint there; nothing is changed then
         held.rewind(held.offset - 9)
     reply("after a rewind", [33, 3], held)
     reply("another prompt", [*PROMPT[:25], 4, 4, 8], held)
-    reply("drafted", AGAIN, model.make_cache(), 40)
+    reply("drafted", AGAIN, model.make_cache(), 16)
     with suppress(mlxkv.errors.ConfigError):  # not with these rows
         reply("in 8 bits", PROMPT, model.make_cache(CacheConfig(bits=8, group_size=32)))
-    chat = model.chat("be brief", temperature=0.0, max_tokens=12)
+    chat = model.chat("be brief", temperature=0.0, max_tokens=6)
     for text in ("hi there", "what now"):
         list(chat.send(text))
     chat.undo()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -32,8 +33,10 @@ def test_once_one_is_lost_all_are_cut_but_no_other(connect: Callable[[], Ends]) 
     own, other = connect()
     connections = Connections()
     first, second = connect(), connect()
-    connections.watch()
+    lost = threading.Event()
+    connections.watch(lost.set)
     first[1].shutdown(socket.SHUT_WR)
+    assert lost.wait(60)
     assert second[0].recv(1) == second[1].recv(1) == b""
     own.send(b"x")
     assert other.recv(1) == b"x"
@@ -45,7 +48,7 @@ def test_what_is_sent_must_be_received_within_a_minute(connect: Callable[[], End
     connections = Connections()
     found, _ = connect()
     found.setblocking(False)
-    connections.watch()
+    connections.watch(lambda: None)
     assert not os.get_blocking(found.fileno())  # MLX reads and writes in turns
     limits = [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) for each in (own, found)]  # milliseconds
     assert limits == [0, UNANSWERED_SECONDS * 1000]

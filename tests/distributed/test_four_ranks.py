@@ -1,8 +1,12 @@
-"""Four processes on loopback give the tokens of one."""
+"""Four processes on loopback give the tokens of one.
+
+In CI with the tensor split alone, since they wait for each other without pause, on few cores; MLXKV_THOROUGH=1: both.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,17 +15,19 @@ import mlxkv
 from tests.distributed import scenario
 from tests.distributed.ranks import folder_of, ranks
 
+SPLITS = ("tensor", "pipeline") if os.environ.get("MLXKV_THOROUGH") else ("tensor",)
+
 
 @pytest.mark.slow
 def test_four_processes_give_the_tokens_of_one(tmp_path: Path) -> None:
     folder = folder_of("qwen2", tmp_path / "model", num_attention_heads=4, num_key_value_heads=4)
     output = tmp_path / "out.json"
-    asked = [f"{folder}:{split}" for split in ("tensor", "pipeline")]
+    asked = [f"{folder}:{split}" for split in SPLITS]
     with ranks(4, tmp_path, str(Path(scenario.__file__)), str(output), "", *asked) as started:
         with mlxkv.load(folder) as model:
             expected = scenario.replies(model)
         told = [process.communicate()[1] for process in started]
         assert [process.returncode for process in started] == [0] * 4, told
     found = json.loads(output.read_text())
-    assert [found[key].pop("kind") for key in asked] == ["tensor", "pipeline"]
-    assert [found[key] for key in asked] == [expected] * 2
+    assert [found[key].pop("kind") for key in asked] == list(SPLITS)
+    assert [found[key] for key in asked] == [expected] * len(asked)
