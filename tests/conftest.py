@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,8 @@ def uncompiled() -> Iterator[None]:
 
     mx.disable_compile()
     yield
-    mx.enable_compile()
+    if "MLX_DISABLE_COMPILE" not in os.environ:
+        mx.enable_compile()
 
 
 @pytest.fixture(scope="session")

@@ -6,23 +6,13 @@ MLX's compiled functions; MLXKV_THOROUGH=1 runs every check of all, as `python -
 
 from __future__ import annotations
 
-import os
-import random
 from pathlib import Path
 
 import pytest
 
 from tests.cache.architecture_checks import parity, planned
 from tests.cache.architecture_table import check_parity, make_row, plan_cells, read_rows
-from tests.cache.architectures import ARCHITECTURES, NOT_BUILT, module_names
-
-# One of each kind, and a seeded handful of the rest.
-KINDS = [
-    "llama", "smollm3", "nanochat", "gemma3n", "plamo3", "iquestloopcoder", "deepseek_v32", "minimax_m3_vl",
-    "falcon_h1", "mamba2", "llama4", "afm7",
-]  # fmt: skip
-SOME = KINDS + random.Random(4).sample(sorted(set(ARCHITECTURES) - set(KINDS)), 4)
-CHECKED = list(ARCHITECTURES) if os.environ.get("MLXKV_THOROUGH") else SOME
+from tests.cache.architectures import ARCHITECTURES, CHECKED, NOT_BUILT, module_names
 
 
 def test_every_model_of_mlx_lm_is_here_or_says_why_not() -> None:

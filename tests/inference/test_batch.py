@@ -1,4 +1,7 @@
-"""Rows of a batch: each reply has the tokens that its prompt alone has, over all kinds of caches."""
+"""Rows of a batch: each reply has the tokens that its prompt alone has, over all kinds of caches.
+
+MLXKV_THOROUGH=1 takes every architecture, not one of each kind.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from mlxkv.inference import batch as batch_module
 from mlxkv.inference.batch import Batch, RowCache, beginning, can_begin, rows_of
 from mlxkv.inference.batch_check import model_error, refusal
 from mlxkv.inference.sampling import SamplingParams
-from tests.cache.architectures import ARCHITECTURES
+from tests.cache.architectures import ARCHITECTURES, CHECKED
 from tests.hybrids import tiny
 from tests.inference.batches import CONFIG, GREEDY, TOKENIZER, alone, cache_of, together
 from tests.reference import random_ids, tiny_llama
@@ -58,7 +61,7 @@ def test_prompts_continue_a_cache_that_stays_as_it_is(kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", CHECKED)
 def test_every_architecture_is_batched_exactly_or_refused(name: str) -> None:
     model = ARCHITECTURES[name].build()
     try:

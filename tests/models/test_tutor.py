@@ -18,12 +18,12 @@ from mlxkv.models.training.knowledge import read_topics
 
 FOLDER = Path(mlxkv.models.__file__).parent / "tutor"
 FLOORS = {
-    "questions": (80, 0.8),
+    "questions": (160, 0.8),
     "memory": (75, 0.75),
-    "not told": (12, 0.85),
-    "long output": (10, 0.85),
-    "system prompts": (15, 0.7),
-    "everything else": (15, 0.85),
+    "not told": (24, 0.85),
+    "long output": (20, 0.8),
+    "system prompts": (30, 0.7),
+    "everything else": (30, 0.8),
 }  # every n-th case, and the share that must be right
 
 

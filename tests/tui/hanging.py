@@ -26,9 +26,8 @@ def main() -> None:
 
         def render(self, messages: Any, **more: Any) -> str:
             if messages[-1]["content"].endswith("hold"):
-                libc = ctypes.PyDLL(None)  # its calls hold the interpreter, so that no key is read once this is said
-                libc.write(1, b"it hangs", 8)
-                libc.sleep(1000)
+                # One call, which holds the interpreter: between two the window might read a key, and lose it here.
+                ctypes.PyDLL(None).system(b"printf 'it hangs'; exec sleep 1000")  # SIGHUP ends it with the terminal
             return self._real.render(messages=messages, **more)
 
     compiled = templates.ChatTemplate._compiled.func  # type: ignore[attr-defined]

@@ -6,6 +6,9 @@ is read from its own ModelArgs.
 
 from __future__ import annotations
 
+import os
+import random
+
 from tests.cache.architectures.build import SLIDING, Architecture, module_names
 from tests.cache.architectures.dense import DENSE
 from tests.cache.architectures.experts import EXPERTS
@@ -31,4 +34,12 @@ NOT_BUILT = {
     "olmo": "needs the package ai2-olmo, which mlx-lm does not install, and ends the interpreter without it",
 }
 
-__all__ = ["ARCHITECTURES", "NOT_BUILT", "SLIDING", "Architecture", "module_names"]
+# One of each kind, and a seeded handful of the rest: for checks that take a while, and differ by the cache alone.
+KINDS = [
+    "llama", "smollm3", "nanochat", "gemma3n", "plamo3", "iquestloopcoder", "deepseek_v32", "minimax_m3_vl",
+    "falcon_h1", "mamba2", "llama4", "afm7",
+]  # fmt: skip
+SOME = KINDS + random.Random(4).sample(sorted(set(ARCHITECTURES) - set(KINDS)), 4)
+CHECKED = list(ARCHITECTURES) if os.environ.get("MLXKV_THOROUGH") else SOME
+
+__all__ = ["ARCHITECTURES", "CHECKED", "NOT_BUILT", "SLIDING", "Architecture", "module_names"]

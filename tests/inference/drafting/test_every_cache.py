@@ -1,6 +1,7 @@
 """Drafting on every kind of cache: the same tokens as without, and the cache holds what its log says, wherever it ends.
 
 The drafts are a known text with mistakes, so that every call accepts some tokens and takes others back.
+MLXKV_THOROUGH=1 takes every architecture, not one of each kind.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mlxkv.inference.drafting.drafts import Drafting
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
 from tests.cache.architecture_checks import largest_apart, planned, run, token_ids
-from tests.cache.architectures import ARCHITECTURES
+from tests.cache.architectures import ARCHITECTURES, CHECKED
 from tests.inference.drafting.helpers import OpenGate, Oracle, decode
 from tests.reference import random_ids, tiny_llama
 
@@ -50,7 +51,7 @@ def check_equal(name: str, params: SamplingParams, plan: CachePlan | None = None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", CHECKED)
 def test_every_architecture(name: str) -> None:
     check_equal(name, GREEDY)
 
