@@ -44,7 +44,7 @@ from mlxkv.inference.sampling_types import Sampling
 from mlxkv.settings.setting_sources import ChatSettings
 from mlxkv.stats import TurnStats, bytes_text, plural
 from mlxkv.store.kv.state_saves import Occasion
-from mlxkv.store.records import Kind, Restored, SessionRecord, TurnRecord
+from mlxkv.store.records import Kind, Restored, SessionRecord, TurnRecord, TurnState
 from mlxkv.system.inspection import copies, hides, twin
 from mlxkv.system.thread_owner import Owner
 from mlxkv.text.encoding import well_formed
@@ -55,7 +55,7 @@ _STARTED, _TEXT = optional(arguments.number), optional(text)
 
 @hides(
     "abridge", "own_settings", "add_turn", "begin_with", "load", "num_to_read", "close_with_model", "record_as_run",
-    "suggest_title",
+    "suggest_title", "stats_of_turns",
 )  # fmt: skip
 @copies("make a second one with `chat.fork()`, or save it and continue it elsewhere with `model.resume(id)`.")
 class Chat:
@@ -88,6 +88,7 @@ class Chat:
         self._gate = ReplyGate(self._owner)
         self.thinking = think
         self.stats = TurnStats()
+        self._stats_so_far: Callable[[], TurnStats] | None = None  # of the reply in progress
         self.restored: Restored | None = None  # the rows restored from disk when the chat was resumed
         self._notices: list[Notice] = []  # of messages that were added since the last reply
         system = well_formed(system) if system else None
@@ -582,6 +583,13 @@ class Chat:
         return self._conversation.turns
 
     @property
+    def stats_of_turns(self) -> list[TurnStats]:
+        """The figures of all replies, and of the one in progress so far."""
+        so_far, is_written = self._stats_so_far, bool(self.turns) and self.turns[-1].state == TurnState.OPEN
+        messages = self.messages[:-1] if so_far is not None and is_written else self.messages
+        return [m.stats for m in messages if m.stats is not None] + ([so_far()] if so_far is not None else [])
+
+    @property
     def log(self) -> tuple[int, ...]:
         """Token ids of all messages, as the model was given them."""
         return tuple(self._conversation.log)
@@ -706,6 +714,7 @@ class Chat:
                     self._notices,
                     self._begin_session,
                     lambda: self._keeps_message,
+                    self._begin_reply,
                     self._record,
                 )
             )
@@ -719,8 +728,11 @@ class Chat:
     def _begin_session(self, title: str) -> Notice | None:
         return self._saving.save_new(self._saved, title)
 
+    def _begin_reply(self, stats: Callable[[], TurnStats]) -> None:
+        self._stats_so_far = stats
+
     def _record(self, stats: TurnStats) -> None:
-        self.stats = stats
+        self.stats, self._stats_so_far = stats, None
 
     def _new_cache(self, config: CacheConfig) -> PromptCache:
         return self._runtime.new_cache(config, self._history.prompts, self.system)

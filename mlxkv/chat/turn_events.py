@@ -31,7 +31,8 @@ class TurnEvents:
         notices: are taken, and come before the events of the turn.
         begin_session: saves a new chat under a title, where chats are saved; may return a notice.
         keeps_message: whether a message stays that gets no reply; see `Chat.cancel`.
-        record: called with the figures of a reply at its end.
+        began: called with what tells the figures of a reply so far.
+        record: called with its figures at its end.
     """
 
     runtime: ModelRuntime
@@ -42,6 +43,7 @@ class TurnEvents:
     notices: list[Notice]
     begin_session: Callable[[str], Notice | None]
     keeps_message: Callable[[], bool]
+    began: Callable[[Callable[[], TurnStats]], None]
     record: Callable[[TurnStats], None]
 
     def of_message(self, text: str, undo: HistorySnapshot | None = None, *, whole: bool = False) -> Iterator[TurnEvent]:
@@ -138,6 +140,7 @@ class TurnEvents:
         begun = (before.ids, before.text, before.thinking)
         generation = make_generation(self.runtime, history, cache, prompt, self.options, begun, checkpoints)
         run = ReplyRun(history, generation, prompt, think, undo, self.keeps_message)
+        self.began(lambda: generation.stats)
         try:
             yield from run.events()
         finally:

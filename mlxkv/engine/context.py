@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from mlxkv.distributed.group import wish_given
 from mlxkv.engine.downloads import Downloads
 from mlxkv.errors import MismatchError, MlxkvError
 from mlxkv.events import KVNotSaved, Notice
+from mlxkv.protocol.commands import Command
 from mlxkv.protocol.events import EngineEvent, LoadPhase, ModelLoading, ModelReady
 from mlxkv.protocol.status import SaveState, Unattended
 from mlxkv.settings.setting_sources import SettingSources
@@ -63,7 +65,8 @@ class EngineContext:
         self.disk_bytes = 0  # KV of all chats when last counted
         self.load = load  # a test's replacement of `mlxkv.load`; its names are not models of this machine or the hub
         self.cancel_load = threading.Event()
-        self.num_submitted = self.num_started = 0  # commands
+        self.num_submitted = self.num_started = 0  # commands, not counting reads
+        self.reads: deque[Command] = deque()  # submitted and not answered
         self.wants_title = False  # a reply has ended since the chat was last asked for a title
         self._num_stopped = 0  # of the submitted ones, in order
         self._is_closing = False
@@ -97,7 +100,7 @@ class EngineContext:
     @property
     def is_awaited(self) -> bool:
         """Whether a command waits for the current one to end."""
-        return self.num_submitted > self.num_started
+        return self.num_submitted > self.num_started or bool(self.reads)
 
     def apply_earlier_stop(self) -> None:
         """Cancel the reply just begun if its command was stopped before."""

@@ -16,8 +16,9 @@ from mlxkv.engine.end_mlx import end_mlx
 from mlxkv.engine.handlers import chats, compaction, model_list, models, presets, saving, status, titles, turns
 from mlxkv.engine.handlers import settings as session_settings
 from mlxkv.errors import MlxkvError, OutOfMemoryError, SessionLockedError
+from mlxkv.events import TurnFinished
 from mlxkv.protocol import commands as cmd
-from mlxkv.protocol.events import EngineEvent, Failed, FailureKind
+from mlxkv.protocol.events import EngineEvent, Failed, FailureKind, TurnStarted
 from mlxkv.settings.setting_sources import SettingSources
 
 if TYPE_CHECKING:
@@ -60,21 +61,27 @@ class Dispatcher:
     # -- the MLX thread ----------------------------------------------------------------------------------------------
 
     def handle(self, command: cmd.Command) -> None:
+        is_read, is_replying = isinstance(command, cmd.READS), False
         try:
             for event in self._events(command):
                 self._emit(event)
+                is_replying = isinstance(event, TurnStarted) or (is_replying and not isinstance(event, TurnFinished))
+                while is_replying and self.context.reads:
+                    self.handle(self.context.reads.popleft())
         except MlxkvError as error:
-            self._fail(str(error), _kind(error))
+            self._fail(str(error), _kind(error), is_read=is_read)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic in Rust is not an Exception
             _log.exception("%s failed", type(command).__name__)
             reason = next(iter(str(error).strip().splitlines()), "no details")
-            self._fail(f"Something went wrong ({type(error).__name__}: {reason}); the chat is safe.")
+            self._fail(f"Something went wrong ({type(error).__name__}: {reason}); the chat is safe.", is_read=is_read)
 
-    def _fail(self, text: str, kind: FailureKind = FailureKind.OTHER) -> None:
-        unsent, self.context.unsent = self.context.unsent, ""
-        self._emit(Failed(text, kind, unsent))
+    def _fail(self, text: str, kind: FailureKind = FailureKind.OTHER, *, is_read: bool) -> None:
+        unsent = ""
+        if not is_read:  # a message that is being sent is another command's
+            unsent, self.context.unsent = self.context.unsent, ""
+        self._emit(Failed(text, kind, unsent, is_read))
         self._emit(status.session_status(self.context))
 
     def _events(self, command: cmd.Command) -> Iterator[EngineEvent]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from mlxkv.config import Folders, Settings
 from mlxkv.engine.dispatcher import Dispatcher
 from mlxkv.engine.unloading import idle_commands
-from mlxkv.protocol.commands import Command, PausePull, Shutdown
+from mlxkv.protocol.commands import READS, Command, PausePull, Shutdown
 from mlxkv.protocol.events import EngineEvent, EngineStopped
 from mlxkv.settings.setting_sources import SettingSources
 
@@ -58,9 +58,12 @@ class Engine:
     def submit(self, command: Command) -> None:
         if isinstance(command, PausePull):  # it must not wait for the end of a reply
             self._dispatcher.pause_download()
+            return
+        if isinstance(command, READS):
+            self._dispatcher.context.reads.append(command)
         else:
             self._dispatcher.context.num_submitted += 1
-            self._commands.put(command)
+        self._commands.put(command)
 
     def stop(self) -> None:
         """Stop the running reply or load. A partial reply is kept; a message without one leaves the chat
@@ -93,7 +96,13 @@ class Engine:
         error = None
         try:
             while not isinstance(command := self._next(), Shutdown):
-                self._dispatcher.context.num_started += 1
+                context = self._dispatcher.context
+                if not isinstance(command, READS):
+                    context.num_started += 1
+                elif not context.reads or context.reads[0] is not command:
+                    continue  # it was answered during a reply
+                else:
+                    context.reads.popleft()
                 self._dispatcher.handle(command)
         except BaseException as failure:
             _log.exception("the engine stopped")

@@ -118,7 +118,7 @@ def reload(context: EngineContext, command: cmd.Command) -> Iterator[EngineEvent
         if not context.cancel_load.is_set():
             raise
         unsent, context.unsent = context.unsent, ""
-        yield Failed(str(error), FailureKind.STOPPED, unsent)
+        yield Failed(str(error), FailureKind.STOPPED, unsent, isinstance(command, cmd.READS))
         yield session_status(context)
         return
     context.unloaded = None

@@ -1,6 +1,7 @@
 """Commands from a front end to the engine: frozen dataclasses that may cross threads. No MLX, no textual.
 
-Commands are handled in order, and answered by events of `protocol.events`; only `PausePull` does not wait its turn.
+Commands are handled in order, and answered by events of `protocol.events`. Only `PausePull` does not wait its turn, and
+`READS` do not wait for the end of a reply.
 `turn` is the index of a message, the user's or the model's, from 0. `session_id` None means the open chat.
 """
 
@@ -299,4 +300,9 @@ Command = (
     | PlanCompact | Compact | ChangeSettings | ListPresets | TakePreset | SavePreset | RenamePreset | DeletePreset
     | ShowContext | ListCache | CollectCache | PinChat
     | SuggestTitle | ShowSaved | CountTokens | ShowStats | Shutdown
+)  # fmt: skip
+
+# Commands that change nothing: while a reply is written they are answered at once, with what is known then.
+READS = (
+    ListModels, ListChats, SearchChats, ShowTree, ListPresets, ShowContext, ListCache, CountTokens, ShowStats,
 )  # fmt: skip

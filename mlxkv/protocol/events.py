@@ -298,11 +298,13 @@ class MessageTooLong:
 
 @dataclass(frozen=True)
 class Failed:
-    """A command failed; the engine continues. `text` is one sentence, `returned` a message that was not sent."""
+    """A command failed; the engine continues. `text` is one sentence, `returned` a message that was not sent.
+    `is_read`: the command was one of `READS`, and another may be in progress."""
 
     text: str
     kind: FailureKind = FailureKind.OTHER
     returned: str = ""
+    is_read: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from mlxkv.protocol.events import (
     SettingsApplied,
     TurnStarted,
 )
-from mlxkv.protocol.status import SessionStatus
+from mlxkv.protocol.status import SessionStats, SessionStatus
 from mlxkv.stats import TurnStats
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.commands import slash_actions as slash
@@ -422,3 +422,18 @@ def test_calls_and_results_are_dim_lines(state: ChatState) -> None:
     feed(state, TurnStarted("and?"), TurnFinished("tool_calls", "", stats, tool_calls=calls))
     assert [text for kind, text in shown(state) if kind == "meta"] == ['→ f({"a": 1}␛)']
     assert state.transcript.messages[-1].tool_calls == calls
+
+
+def test_what_only_reads_does_not_wait_for_the_reply(state: ChatState) -> None:
+    state.prompt("why?")
+    slash.run(state, "stats", "")
+    slash.run(state, "context", "")
+    feed(state, TurnStarted("why?"), TextDelta("Becau", 1), SessionStats(num_turns=1))
+    assert state.report is not None
+    assert state.report.command == "stats"
+    feed(state, Failed("It cannot be read.", is_read=True), TextDelta("se", 2))
+    assert state.transcript.reply is not None
+    assert ("error", "It cannot be read.") in shown(state)
+    state.prompt("and then?")
+    feed(state, TurnFinished("stop", "Because", STATS))
+    assert [c.text for c in sent(state) if isinstance(c, Send)] == ["why?", "and then?"]

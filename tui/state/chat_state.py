@@ -1,7 +1,8 @@
 """State of the chat window: engine events in, blocks and commands out. No widget; UI thread.
 
 The app applies events, asks the transcript what changed, and submits the commands in `outbox`. The engine answers
-commands in order, so the first of `_waiting` is the one that a `Failed` event is about.
+commands in order, so the first of `_waiting` is the one that a `Failed` event is about. What only reads has an order of
+its own, `_asked`, since it is answered during a reply.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class ChatState:
         self.is_ready = False  # a model is loaded
         self._loading: ev.ModelLoading | None = None
         self._waiting: deque[cmd.Command] = deque()
+        self._asked: deque[cmd.Command] = deque()  # of `cmd.READS`
         self._later: cmd.OpenChat | None = None  # to open once a model is loaded
         self._then: tuple[str, cmd.Retry] | None = None  # to send once this model is downloaded and loaded
         self._said_next = ""  # a notice for the turn that begins next
@@ -98,7 +100,7 @@ class ChatState:
         if isinstance(command, _GOES_ON):
             self._then = None
         if not isinstance(command, cmd.PausePull):
-            self._waiting.append(command)
+            (self._asked if isinstance(command, cmd.READS) else self._waiting).append(command)
         self.outbox.append(command)
 
     @property
@@ -210,7 +212,7 @@ class ChatState:
     @property
     def is_busy(self) -> bool:
         """Whether the activity line is animated."""
-        return self.transcript.reply is not None or bool(self._waiting) or self.is_pulling
+        return self.transcript.reply is not None or bool(self._waiting or self._asked) or self.is_pulling
 
     @property
     def is_working(self) -> bool:
@@ -244,7 +246,7 @@ class ChatState:
         now = self.clock()
         if self.transcript.reply is not None and self._loading is None:
             return self.transcript.reply.activity(now, width)
-        waiting, room = (self._waiting[0] if self._waiting else None), width - 4
+        waiting, room = next(iter(self._waiting or self._asked), None), width - 4
         match waiting:
             case cmd.LoadModel(name):
                 hint = "esc to stop"
@@ -391,14 +393,16 @@ class ChatState:
         return self.editing if isinstance(command, cmd.Edit) else None
 
     def _handle_failure(self, event: ev.Failed) -> None:
-        failed = self._waiting.popleft() if self._waiting else None
+        commands = self._asked if event.is_read else self._waiting
+        failed = commands.popleft() if commands else None
         if isinstance(failed, cmd.NewChat) and not self.is_ready:
             return  # no model yet; a chat is opened once one is loaded
         if isinstance(failed, cmd.OpenChat) and not self.is_ready and not self.is_loading:
             self._later = failed
             self.transcript.add_line("The chat opens once a model is loaded; /model lists them.")
             return
-        is_reply = self.transcript.reply is not None and (failed is None or isinstance(failed, (*_TURNS, cmd.Compact)))
+        is_of_reply = failed is None or isinstance(failed, (*_TURNS, cmd.Compact))
+        is_reply = self.transcript.reply is not None and is_of_reply and not event.is_read
         if event.returned and isinstance(failed, cmd.Send | cmd.Edit):
             self._waiting.appendleft(failed)
             self._return_message(event.returned)
@@ -418,6 +422,7 @@ class ChatState:
         self.transcript.end_reply()
         self.stopped, self.failed = True, error is not None
         self._waiting.clear()
+        self._asked.clear()
         self.transcript.add_error(
             f"The engine stopped: {error} · chat saved – mlxkv -c" if error else "The engine has stopped."
         )
@@ -488,6 +493,7 @@ class ChatState:
         return bool(self._waiting) and isinstance(self._waiting[0], kinds)
 
     def complete(self, *kinds: type[cmd.Command]) -> None:
-        """Complete the command in progress, if it is of one of these types."""
-        if self._is_running(*kinds):
-            self._waiting.popleft()
+        """Complete the command in progress, or what was asked first, if it is of one of these types."""
+        for commands in (self._waiting, self._asked):
+            if commands and isinstance(commands[0], kinds):
+                commands.popleft()

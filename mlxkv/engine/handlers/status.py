@@ -166,7 +166,7 @@ def count_tokens(context: EngineContext, key: str, text: str) -> Iterator[Tokens
 def session_stats(context: EngineContext) -> SessionStats:
     chat = context.chat
     messages = chat.messages if chat else ()
-    stats = [m.stats for m in messages if m.stats is not None]
+    stats = chat.stats_of_turns if chat else []
     session = chat.session_id if chat else None
     with context.store() as store:
         chats = sum(chat.kind == "chat" for chat in store.list())
