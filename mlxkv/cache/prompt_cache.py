@@ -84,8 +84,8 @@ class PromptFiles(Protocol):
 
 @hides(
     "prompt", "peers", "groups", "checkpoints", "num_moves", "unsaved", "check_model", "in_use", "ring_nbytes",
-    "growth", "largest_buffer", "unallocated_nbytes", "num_unattended", "tokens_to_boundary", "make_room", "needs_room",
-    "num_left", "check_length", "advance", "begin_turn", "checkpoint", "reuse", "num_draftable", "mark", "take_back",
+    "growth", "live_nbytes_of", "largest_buffer", "unallocated_nbytes", "num_unattended", "tokens_to_boundary",
+    "make_room", "needs_room", "num_left", "check_length", "advance", "begin_turn", "checkpoint", "reuse", "num_draftable", "mark", "take_back",
     "recover", "layout", "begin_restore", "finish_restore",
 )  # fmt: skip
 @copies("write a file with `pc.save(path)`, and read it with `model.load_cache(path)`.", by="fork")
@@ -225,8 +225,12 @@ class PromptCache:
     @property
     def live_nbytes(self) -> int:
         """Bytes of the rows that are attended, and of recurrent states."""
+        return self.live_nbytes_of(self.offset)
+
+    def live_nbytes_of(self, num_tokens: int) -> int:
+        """`live_nbytes` if only the first `num_tokens` had been fed."""
         caches = leaves(self.layers)
-        rings = sum(cache.live_nbytes for cache in caches if isinstance(cache, RingKVCache))
+        rings = sum(cache.live_nbytes(num_tokens) for cache in caches if isinstance(cache, RingKVCache))
         return rings + sum(c.nbytes for c in caches if not isinstance(c, RingKVCache) and not c.empty())
 
     @property

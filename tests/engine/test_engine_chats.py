@@ -77,6 +77,39 @@ def test_rewinding_gives_the_text_back_and_leaves_the_old_branch(said: Said) -> 
     assert [(b.num_turns, b.forked_at, b.is_current) for b in branches] == [(4, None, False), (4, 2, True)]
 
 
+def test_the_kv_figures_follow_the_chat_back(home: Path, tiny_path: Path) -> None:
+    said = Said()
+    said.ask(cmd.LoadModel(str(tiny_path)))
+
+    def figures(events: list[ev.EngineEvent], which: int = -1) -> tuple[int, int, int]:
+        """KV as the footer, the panel and /context count it."""
+        status = [event for event in events if isinstance(event, ev.SessionStatus)][which]
+        ring = status.cache
+        assert ring is not None
+        assert (ring.live, ring.live_bytes) == (status.cache_tokens, status.kv_bytes)
+        return status.kv_bytes, status.cache_tokens, ring.head
+
+    def in_context() -> int:
+        return sum(part.live for part in said.one(cmd.ShowContext(), ev.ContextUsage).parts)
+
+    after = [(0, 0, 0), *(figures(said.ask(cmd.Send(text, 0.0))) for text in ("one", "two", "three"))]
+    assert after == sorted(set(after))
+    assert in_context() == after[3][1]
+    whole = said.context.current_chat.session_id
+    assert figures(said.ask(cmd.Rewind())) == after[2]
+    assert in_context() == after[2][1]
+    assert figures(said.ask(cmd.Rewind(2))) == after[1]
+    assert said.one(cmd.ShowStats(), ev.SessionStats).kv_bytes == after[1][0]
+    said.ask(cmd.OpenChat(str(whole)))
+    assert figures(said.events) == after[3]
+    assert 0 < figures(said.ask(cmd.Retry(3)), 0)[1] <= after[1][1] + 1  # before its prefill; + 1: an end-of-turn token
+    assert figures(said.ask(cmd.Edit(0, "eins", 0.0)), 0) == after[0]
+    two = figures(said.ask(cmd.Send("zwei", 0.0)))
+    assert 0 < figures(said.ask(cmd.Fork(1)))[1] < two[1]
+    assert figures(said.ask(cmd.NewChat())) == after[0]
+    said.context.close()
+
+
 @pytest.mark.slow
 def test_a_retry_is_shown_where_it_happens_and_counted_as_a_version(said: Said) -> None:
     events = said.ask(cmd.Retry(1))

@@ -85,7 +85,7 @@ def test_a_model_that_does_not_fit_is_not_loaded_before_somebody_says_so(said: S
 def test_fewer_bits_are_planned_and_fit(said: Said, large: str, bits: int | str) -> None:
     said.one(cmd.LoadModel(large, kv_bits=bits), ev.ModelReady)
     assert said.one(cmd.Send("hi", 0.0), ev.TurnFinished).stats.cache_bits == bits
-    view = cache_view(said.context.current_chat.cache)
+    view = cache_view(cache := said.context.current_chat.cache, cache.offset)
     assert view is not None
     assert view.bits == bits
     assert said.context.current_chat.cache.plan.config.window == 4096

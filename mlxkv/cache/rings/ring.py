@@ -212,12 +212,11 @@ class RingKVCache:
         """Tokens that were evicted."""
         return self.geometry.flushes(self.offset) * self.geometry.block
 
-    @property
-    def live_nbytes(self) -> int:
-        """Bytes of the attended rows."""
+    def live_nbytes(self, num_tokens: int) -> int:
+        """Bytes of the rows attended after `num_tokens` of those fed."""
         if self.key_rows is None:
             return 0
-        return (self._keys.row_nbytes + self._values.row_nbytes) * self.geometry.live(self.offset)
+        return (self._keys.row_nbytes + self._values.row_nbytes) * self.geometry.live(min(num_tokens, self.offset))
 
     @property
     def shared_nbytes(self) -> int:

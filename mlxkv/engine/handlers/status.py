@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mlxkv.chat.history import spans
 from mlxkv.device import current_device
 from mlxkv.engine.context import EngineContext
-from mlxkv.engine.handlers.unattended import unattended
+from mlxkv.engine.handlers.unattended import num_held, unattended
 from mlxkv.errors import DiskError, MlxkvError, PromptError
 from mlxkv.protocol.events import CacheCollected, CacheList, ChatPinned, EngineEvent, TokensCounted
 from mlxkv.protocol.status import CacheView, ContextPart, ContextUsage, SessionStats, SessionStatus, StateUsage
@@ -23,18 +23,21 @@ _HEAD = 80  # characters of a message that identify it
 _OPENING = 16  # tokens at most that a template writes before a reply and not into history
 
 
-def session_status(context: EngineContext) -> SessionStatus:
+def session_status(context: EngineContext, num_messages: int | None = None) -> SessionStatus:
+    """`num_messages`: the cache's figures for so many of the chat's, whose others are about to be replaced."""
     import mlx.core as mx
 
-    cache = context.chat.cache if context.chat else None
+    chat, cache = context.chat, context.chat.cache if context.chat else None
+    held = num_held(chat, num_messages) if chat else 0
+    geometry = cache.plan.geometry if cache else None
     return SessionStatus(
-        kv_bytes=cache.live_nbytes if cache else 0,
-        cache_tokens=cache.num_attended if cache else 0,
+        kv_bytes=cache.live_nbytes_of(held) if cache else 0,
+        cache_tokens=geometry.live(held) if geometry else held,
         cache_window=cache.capacity if cache else 0,
         memory_used=mx.get_active_memory(),
         memory_limit=current_device().memory_limit,
         saved=context.saved,
-        cache=cache_view(cache) if cache else None,
+        cache=cache_view(cache, held) if cache else None,
         weight_bytes=context.model.loaded.weight_bytes if context.model else 0,
         disk_bytes=context.disk_bytes,
         disk_limit=context.settings.disk_limit_bytes or 0,
@@ -69,12 +72,11 @@ def update_disk_bytes(context: EngineContext) -> None:
             context.disk_bytes = context.model.store.disk_usage(quick=True)
 
 
-def cache_view(cache: PromptCache) -> CacheView | None:
-    """The ring; None if the model has caches of its own."""
+def cache_view(cache: PromptCache, offset: int) -> CacheView | None:
+    """The ring after its first `offset` tokens; None if the model has caches of its own."""
     geometry = cache.plan.geometry
     if geometry is None:
         return None
-    offset = cache.offset
     live = geometry.live(offset)
     return CacheView(
         pinned=min(geometry.sinks, offset),
@@ -82,9 +84,9 @@ def cache_view(cache: PromptCache) -> CacheView | None:
         capacity=geometry.capacity,
         head=min(live, geometry.capacity - 1),
         undo=min(geometry.flushes(offset), geometry.undo) * geometry.block,
-        evicted=cache.num_evicted,
+        evicted=geometry.flushes(offset) * geometry.block,
         allocated_bytes=cache.nbytes,
-        live_bytes=cache.live_nbytes,
+        live_bytes=cache.live_nbytes_of(offset),
         bits=cache.plan.config.named_bits,
     )
 
@@ -97,7 +99,7 @@ def context_usage(context: EngineContext) -> ContextUsage:
     chat = context.current_chat
     geometry = chat.cache.plan.geometry
     pinned = geometry.sinks if geometry else 0
-    offset = min(len(chat.log), chat.cache.offset)
+    offset = min(len(chat.log), num_held(chat))
     size = offset if offset + 1 == len(chat.log) else len(chat.log)
     first_kept = geometry.first_kept(offset, 0) if geometry and geometry.flushes(offset) else 0
     turns, places = chat.turns, spans(chat.turns)
@@ -188,7 +190,7 @@ def session_stats(context: EngineContext) -> SessionStats:
         evicted_tokens=stats[-1].evicted_tokens if stats else 0,
         decode_tps=_ratio(generated, sum(_ratio(s.generated_tokens, s.decode_tps) for s in stats)),
         prefill_tps=_ratio(prefill, sum(_ratio(s.prefill_tokens, s.prefill_tps) for s in stats)),
-        kv_bytes=chat.cache.live_nbytes if chat else 0,
+        kv_bytes=chat.cache.live_nbytes_of(num_held(chat)) if chat else 0,
         disk_bytes=mine,
         disk_written_bytes=written,
         num_chats=chats,

@@ -85,7 +85,7 @@ def _run(
         context.apply_earlier_stop()
         if replaced is not None:
             yield from chats.show_chat(context, num_messages=replaced)
-            yield session_status(context)
+            yield session_status(context, replaced)
         yield from _stream(context, text, events, is_replacing=replaced is not None)
     except MlxkvError as error:
         if chat.turns != before:

@@ -29,7 +29,7 @@ def unattended(context: EngineContext) -> Unattended | None:
     chat = context.chat
     if chat is None or not chat.turns:
         return None
-    begin, end = unattended_positions(chat.cache, _num_tokens(chat))
+    begin, end = unattended_positions(chat.cache, num_tokens(chat))
     found_from = (chat.turns, begin, end)  # tuples of turns are replaced, not changed
     known, found = context.unattended
     if not (isinstance(known, tuple) and known[0] is chat.turns and known[1:] == (begin, end)):
@@ -41,7 +41,15 @@ def unattended(context: EngineContext) -> Unattended | None:
     return found
 
 
-def _num_tokens(chat: Chat) -> int:
+def num_held(chat: Chat, num_messages: int | None = None) -> int:
+    """Tokens of the chat, or of its first messages, that its cache holds: those its next prompt can continue."""
+    if not chat.turns:
+        return 0
+    tokens = num_tokens(chat) if num_messages is None else spans(chat.turns)[num_messages][0]
+    return min(tokens, chat.cache.offset)
+
+
+def num_tokens(chat: Chat) -> int:
     """Tokens of the chat as its next prompt continues it; after a rewind the cache has more, before a prefill fewer."""
     size, offset, last = len(chat.log), chat.cache.offset, chat.turns[-1]
     if last.role != "assistant" or last.state == TurnState.OPEN:
