@@ -177,9 +177,10 @@ def load_sources(
     from_env = {key: env[name] for name, key in names.items() if env.get(name)}
     environment = _checked(from_env, lambda key: f"The environment variable MLXKV_{key.upper()}")
     given = {key: value for key, value in (flags or {}).items() if value is not None}
+    implied = {"adapter": "none"} if "model" in given else {}  # config.toml's belongs to another model
     options = {s.name: s.option.split(", ")[-1] for s in schema()}
     option = _checked(given, lambda key: f"The option {options.get(key, key)}")
-    return SettingSources(option, environment, config=config)
+    return SettingSources(option, environment, config=config, implied=implied)
 
 
 def _checked(table: Mapping[str, Any], where: Callable[[str], str]) -> dict[str, Any]:

@@ -14,10 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxkv.cli.start import own_adapter
-from mlxkv.config import Folders, Settings, load_settings, private_folder, save_setting, unknown_variable, with_setting
+from mlxkv.config import (
+    Folders,
+    Settings,
+    load_settings,
+    load_sources,
+    private_folder,
+    save_setting,
+    unknown_variable,
+    with_setting,
+)
 from mlxkv.errors import ConfigError
 from mlxkv.settings.schema import as_markdown, find, schema
+from mlxkv.settings.setting_sources import Source
 
 
 def folders(root: Path, toml: str | None = None) -> Folders:
@@ -219,10 +228,15 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path) -> None:
     assert load_settings(folders(tmp_path / "empty"), {}, values) == wanted
 
 
-def test_an_adapter_belongs_to_the_model_it_is_set_with() -> None:
+def test_an_adapter_belongs_to_the_model_it_is_set_with(tmp_path: Path) -> None:
     assert [Settings(adapter=text).adapter_name for text in ("auto", "none", "org/poems")] == [None, None, "org/poems"]
-    assert [own_adapter(*flags) for flags in ((None, None), ("a/b", None), (None, "x"), ("a/b", "x"))] == [
-        None, "none", "x", "x"
+    here, env = folders(tmp_path, 'adapter = "org/poems"'), {"MLXKV_ADAPTER": "org/songs"}
+    found = [
+        load_sources(here, env, {"model": model, "adapter": adapter})
+        for model, adapter in ((None, None), ("a/b", None), (None, "x"), ("a/b", "x"))
+    ]
+    assert [(sources.settings.adapter, sources.source("adapter")) for sources in found] == [
+        ("org/songs", Source.ENVIRONMENT), ("none", Source.IMPLIED), ("x", Source.OPTION), ("x", Source.OPTION)
     ]  # fmt: skip
 
 

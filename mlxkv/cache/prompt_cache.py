@@ -85,8 +85,8 @@ class PromptFiles(Protocol):
 @hides(
     "prompt", "peers", "groups", "checkpoints", "num_moves", "unsaved", "check_model", "in_use", "ring_nbytes",
     "growth", "live_nbytes_of", "largest_buffer", "unallocated_nbytes", "num_unattended", "tokens_to_boundary",
-    "make_room", "needs_room", "num_left", "check_length", "advance", "begin_turn", "checkpoint", "reuse", "num_draftable", "mark", "take_back",
-    "recover", "layout", "begin_restore", "finish_restore",
+    "make_room", "needs_room", "num_left", "check_length", "advance", "begin_turn", "checkpoint", "reuse",
+    "num_draftable", "mark", "take_back", "recover", "layout", "begin_restore", "finish_restore",
 )  # fmt: skip
 @copies("write a file with `pc.save(path)`, and read it with `model.load_cache(path)`.", by="fork")
 class PromptCache:

@@ -38,7 +38,6 @@ from mlxkv.cli.start import (
     model_name,
     named_cache,
     open_window,
-    own_adapter,
     session_id_of,
     sources_of,
     talk_in_lines,
@@ -166,9 +165,8 @@ def chat(
     folders = Folders.from_env()
     no_stdin |= rank_given() is not None  # `mlx.launch` keeps it open
     flags = {
-        "adapter": own_adapter(model, adapter),
-        "model": model, "system": system and text_or_file(system), "temperature": temp, "top_p": top_p, "top_k": top_k,
-        "min_p": min_p, "max_tokens": max_tokens, "thinking_budget": thinking_budget,
+        "adapter": adapter, "model": model, "system": system and text_or_file(system), "temperature": temp,
+        "top_p": top_p, "top_k": top_k, "min_p": min_p, "max_tokens": max_tokens, "thinking_budget": thinking_budget,
         "seed": seed, "window": window, "sinks": sinks,
         "plain": plain or None, "mouse": False if no_mouse else None, "kv_bits": kv_bits, "disk_limit": disk_limit,
         "repetition_penalty": repetition_penalty, "repetition_context_size": repetition_context_size,

@@ -54,13 +54,12 @@ def cache_create(
     """Prefill files (and a system prompt), for `mlxkv -p QUESTION --cache NAME`."""
     from mlxkv.cache.config import CacheConfig
     from mlxkv.cli.input_files import STDIN, piped_text, question_with, text_or_file
-    from mlxkv.cli.start import own_adapter
     from mlxkv.errors import PromptError
 
     folders = Folders.from_env()
     flags = {
         "model": model,
-        "adapter": own_adapter(model, adapter),
+        "adapter": adapter,
         "window": window,
         "sinks": sinks,
         "system": system and text_or_file(system),

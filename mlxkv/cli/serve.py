@@ -10,7 +10,7 @@ import typer
 from mlxkv.cli.completion import models as model_names
 from mlxkv.cli.completion import presets
 from mlxkv.cli.setting_options import option_of
-from mlxkv.cli.start import chosen_model, own_adapter, sources_of
+from mlxkv.cli.start import chosen_model, sources_of
 from mlxkv.config import Folders, load_sources
 from mlxkv.errors import ConfigError, OutOfMemoryError
 from mlxkv.settings.presets import PresetFolder
@@ -62,9 +62,8 @@ def serve(
     """Answer requests of OpenAI's API, until Ctrl+C or SIGTERM."""
     folders = Folders.from_env()
     flags = {
-        "adapter": own_adapter(model, adapter),
-        "model": model, "temperature": temp, "max_tokens": max_tokens, "think": think, "window": window,
-        "kv_bits": kv_bits, "disk_limit": disk_limit, "draft": False if no_draft else None,
+        "adapter": adapter, "model": model, "temperature": temp, "max_tokens": max_tokens, "think": think,
+        "window": window, "kv_bits": kv_bits, "disk_limit": disk_limit, "draft": False if no_draft else None,
     }  # fmt: skip
     taken = PresetFolder(folders).load(preset) if preset is not None else None
     settings = sources_of(folders, load_sources(folders, flags=flags), None, taken)[0].settings

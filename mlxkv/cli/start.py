@@ -166,11 +166,6 @@ def _suggestions() -> tuple[ModelCard, ...]:
     )
 
 
-def own_adapter(model: str | None, adapter: str | None) -> str | None:
-    """The flag `adapter`: a model that is named without one has none, whatever config.toml says."""
-    return adapter or (model and "none")
-
-
 def chosen_model(folders: Folders, settings: Settings, session_id: str | None) -> tuple[str | None, str | None]:
     """The model and its LoRA adapter: of the options and settings, else the chat's, else the last ones used; None if
     there are none.

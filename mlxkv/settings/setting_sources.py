@@ -1,7 +1,7 @@
 """Which of several values of a setting is in force, and where it comes from. Pure.
 
-Option (for that run) > environment > this chat > preset > config.toml > the model's own. `config.py` reads the options,
-the environment and config.toml, the store keeps a chat's own values, `presets.py` reads presets.
+Option (for that run) > what it implies > environment > this chat > preset > config.toml > the model's own. `config.py`
+reads the options, the environment and config.toml, the store keeps a chat's own values, `presets.py` reads presets.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class Source(StrEnum):
     """Where the value of a setting comes from, the strongest first."""
 
     OPTION = "option"
+    IMPLIED = "implied"  # by the option --model
     ENVIRONMENT = "environment"
     CHAT = "this chat"
     PRESET = "preset"
@@ -94,6 +95,7 @@ class ChatSettings:
 class SettingSources:
     """The values of every source, by setting.
 
+    `implied`: what the option --model says of other settings, unless they have options of their own.
     `lifted`: settings of the open chat that were changed in this run, so that no option or variable hides the change
     until another chat is opened.
     """
@@ -103,6 +105,7 @@ class SettingSources:
     chat: ChatSettings = field(default_factory=ChatSettings)
     config: Mapping[str, Any] = field(default_factory=dict)
     lifted: frozenset[str] = frozenset()
+    implied: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: Settings | SettingSources) -> SettingSources:
@@ -114,7 +117,8 @@ class SettingSources:
         return cls(config={n: v for n in names if (v := getattr(settings, n)) != getattr(none, n)})
 
     def _layers(self, name: str) -> tuple[tuple[Source, Mapping[str, Any]], ...]:
-        run = ((Source.OPTION, self.option), (Source.ENVIRONMENT, self.environment))
+        option = (Source.OPTION, self.option), (Source.IMPLIED, self.implied)
+        run = (*option, (Source.ENVIRONMENT, self.environment))
         chat = ((Source.CHAT, self.chat.values), (Source.PRESET, self.chat.preset_values))
         first = (*chat, *run) if name in self.lifted else (*run, *chat)
         return (*first, (Source.CONFIG, self.config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mlxkv.protocol.commands import ChangeSettings, SavePreset, TakePreset
 from mlxkv.protocol.events import PresetCard, PresetExists, PresetList, PresetTaken
+from mlxkv.settings.setting_sources import SettingSources
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.commands.slash import complete
 from mlxkv.tui.state.commands.slash_actions import run
@@ -48,6 +49,13 @@ def test_what_is_for_all_chats_and_what_hides_it() -> None:
     assert rows["temp"].facts == ("the preset warm",)
     assert "In force: 1 (the preset warm; all chats: 0.5)." in rows["temp"].detail
     assert rows["mouse"].other is None
+
+
+def test_that_a_model_given_by_an_option_has_no_adapter_is_said_of_that_option() -> None:
+    state = ChatState(lambda: 100.0, SettingSources(option={"model": "org/x"}, implied={"adapter": "none"}))
+    rows = {row.text.split()[0]: row for row in settings_list(state).rows}
+    assert rows["adapter"].text.split() == ["adapter", "none"]
+    assert rows["adapter"].facts == rows["model"].facts == ("the option --model of this run",)
 
 
 def test_presets_are_listed_completed_replaced_and_deleted_after_a_question() -> None:

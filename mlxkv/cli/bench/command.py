@@ -14,7 +14,7 @@ import typer
 
 from mlxkv.cli.completion import models as model_names
 from mlxkv.cli.setting_options import option_of
-from mlxkv.cli.start import chosen_model, own_adapter
+from mlxkv.cli.start import chosen_model
 from mlxkv.config import Folders, load_settings
 from mlxkv.errors import ConfigError, quoted, shortened
 
@@ -59,7 +59,7 @@ def bench(
     if json is not None:
         check_report_file(json)
     folders = Folders.from_env()
-    settings = load_settings(folders, flags={"model": model, "adapter": own_adapter(model, adapter)})
+    settings = load_settings(folders, flags={"model": model, "adapter": adapter})
     name, tuned = chosen_model(folders, settings, None)
     loaded = load_model(name or BUILT_IN[0], adapter=tuned)
     print(*Environment.here(command_line()).lines(), "", sep="\n", flush=True)

@@ -54,6 +54,8 @@ def source_text(state: ChatState, setting: Setting) -> str:
     match source_of(state, setting):
         case Source.OPTION:
             return f"the option {setting.option.split(', ')[-1] or setting.name} of this run"
+        case Source.IMPLIED:
+            return "the option --model of this run"
         case Source.ENVIRONMENT:
             return f"MLXKV_{setting.name.upper()}"
         case Source.CHAT:
