@@ -173,7 +173,7 @@ class ReplyRun:
                 continue
             grown = event.num_tokens - saved_tokens
             if grown >= _UPDATE_TOKENS or time.monotonic() - saved_at >= _UPDATE_SECONDS:
-                self._conversation.write_reply(self._record(TurnState.OPEN))
+                self._conversation.write_reply(self._record(TurnState.OPEN, self._generation.stats))
                 saved_at, saved_tokens = time.monotonic(), event.num_tokens
 
     def _finish(self) -> str | None:
@@ -185,14 +185,15 @@ class ReplyRun:
             shown = () if self._prompts.has_template else self._prompts.displayed_ids(generation.text, ids, prompt.ids)
             state = PromptState("", prompt.ids + shown) if shown else prompt
         is_stopped = generation.reason == FinishReason.STOPPED
-        conversation.write_reply(self._record(TurnState.STOPPED if is_stopped else TurnState.DONE))
-        self._history.prompt_state, self.stats = state, generation.stats
+        stats = self.stats = generation.stats  # once, so that a reopened chat shows the same seconds
+        conversation.write_reply(self._record(TurnState.STOPPED if is_stopped else TurnState.DONE, stats))
+        self._history.prompt_state = state
         if conversation.session_id is None:
             return None
-        if self.stats.prefill_tokens >= _MIN_MEASURED:
-            conversation.record_prefill_speed(self.stats.prefill_tps)
+        if stats.prefill_tokens >= _MIN_MEASURED:
+            conversation.record_prefill_speed(stats.prefill_tps)
         written, notice = conversation.save_rows(generation.cache, resume_at=self._history.resume_at)
-        self.stats = replace(generation.stats, disk_bytes=conversation.disk_bytes(), disk_written_bytes=written)
+        self.stats = replace(stats, disk_bytes=conversation.disk_bytes(), disk_written_bytes=written)
         return notice
 
     @property
@@ -217,13 +218,13 @@ class ReplyRun:
         text = no_answer_text(num_tokens, generation.reason, thinking, "max_tokens", quiet)
         return NoAnswer(text, num_tokens, generation.reason, thinking, self._can_be_quiet)
 
-    def _record(self, state: TurnState) -> TurnRecord:
+    def _record(self, state: TurnState, stats: TurnStats) -> TurnRecord:
         generation, model = self._generation, self._conversation.model
-        ids, stats = (*generation.reply_ids, *generation.generated), asdict(generation.stats)
+        ids, figures = (*generation.reply_ids, *generation.generated), asdict(stats)
         if state == TurnState.OPEN:
-            stats["finish_reason"] = FinishReason.STOPPED  # right if nothing is written after this
+            figures["finish_reason"] = FinishReason.STOPPED  # right if nothing is written after this
         params = asdict(generation.params) | ({} if self._think is None else {"think": self._think})
         if model is not None:
             params |= {"model": model, "model_name": self._conversation.model_name}
         calls = generation.tool_calls
-        return TurnRecord("assistant", generation.text, ids, None, generation.thinking, state, params, stats, calls)
+        return TurnRecord("assistant", generation.text, ids, None, generation.thinking, state, params, figures, calls)

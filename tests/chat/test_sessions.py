@@ -29,12 +29,15 @@ def test_a_resumed_chat_goes_on_bit_by_bit_without_reading_anything_again(model:
         say(chat, text)
         say(straight, text)
     session = chat.save(title="sky")
+    shown = replace(say(chat, "go on").stats, disk_bytes=0, disk_written_bytes=0)
+    say(straight, "go on")
     chat.close()
     again = mlxkv.load(str(tiny_path))
     resumed = again.resume("sky")
     assert resumed.restored is not None
     assert (resumed.restored.tokens, resumed.restored.notice) == (chat.cache.offset, None)
     assert resumed.messages == chat.messages
+    assert resumed.messages[-1].stats == shown, "the same figures, seconds included"
     got, expected = say(resumed, "go on"), say(straight, "go on")
     assert got.text == expected.text
     assert got.stats.prefill_tokens == expected.stats.prefill_tokens
