@@ -131,3 +131,14 @@ def test_a_file_that_is_not_there_is_sent_as_text_only_when_asked_twice(
         with pytest.raises(attach.AttachError, match=f"There is no file {name}. Enter again sends that as text."):
             attached.expand(typed)
     assert attached.expand(typed) == typed
+
+
+async def test_all_lines_of_a_note_begin_below_its_first(base: Path) -> None:
+    (base / "sky.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    async with window(size=(50, 24)) as w:
+        w.app.prompt.files.base = base
+        await _note(w, "what is @sky.png about?", "✗ sky.png")
+        rows = w.screen().splitlines()
+        at = next(i for i, row in enumerate(rows) if row.startswith("  ✗ sky.png"))
+        assert rows[at + 1].startswith("  ")
+        assert rows[at + 1][2:3].strip(), rows[at : at + 2]

@@ -207,7 +207,14 @@ def test_rewinding_offers_ones_own_messages_and_puts_the_text_back(state: ChatSt
 def test_a_fork_says_that_it_is_one(state: ChatState) -> None:
     run(state, "fork", "")
     state.apply(ChatOpened("c2", "Numbers (2)", CHAT))
-    assert lines(state)[-1] == "This is a copy; “Numbers” stays as it is, and /tree leads back to it."
+    left = "The original is unchanged, and /tree leads back to it."
+    assert lines(state)[-1] == f"A copy of “Numbers” was made and is open now. {left}"
+    run(state, "fork", "2")
+    state.apply(ChatOpened("c3", "Numbers (3)", CHAT[:2], prompt="two"))
+    assert lines(state)[-1] == f"A copy of the beginning of “Numbers (2)” was made and is open now. {left}"
+    run(state, "fork", "")
+    state.apply(ChatOpened(None, "", CHAT[:2]))
+    assert lines(state)[-1].endswith("The original was not saved, so it is gone.")
 
 
 def versions_of(*current: bool) -> tuple[Sibling, ...]:

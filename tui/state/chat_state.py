@@ -346,6 +346,15 @@ class ChatState:
         command = self._waiting[0] if self._waiting else None
         return command.then if isinstance(command, cmd.LoadModel) else None
 
+    @property
+    def _forked(self) -> str:
+        """What `/fork` copies, in words; "" if it is not running."""
+        command = self._waiting[0] if self._waiting else None
+        if not isinstance(command, cmd.Fork) or not self.transcript.title:
+            return ""
+        part = "" if command.turn is None else "the beginning of "
+        return f"{part}“{self.transcript.title}”"
+
     def _note_adapter(self, event: ev.ModelReady) -> None:
         """Say that the model has another adapter now than it had."""
         if self.is_ready and event.name == self.model_name and event.adapter != self.adapter:
@@ -355,11 +364,10 @@ class ChatState:
         self.adapter = event.adapter
 
     def _open_chat(self, event: ev.ChatOpened) -> None:
-        is_fork = self._is_running(cmd.Fork)
+        forked = self._forked
         self.complete(cmd.NewChat, cmd.OpenChat, cmd.Rewind, cmd.Fork)
         was_read_only = bool(self.read_only) and event.session_id == self.session_id
         is_changed = self._is_running(cmd.ChangeSettings, cmd.TakePreset, cmd.LoadModel)
-        forked = self.transcript.title if is_fork else ""
         self.transcript.show_chat(event, keeps_position=was_read_only, keeps_notices=is_changed)
         self.session_id, self.read_only = event.session_id, clean(event.read_only)
         self.editing, self.put = None, as_typed(event.prompt) or self.put
@@ -375,7 +383,9 @@ class ChatState:
         elif was_read_only:
             self.transcript.add_notice("The other mlxkv has closed this chat: you can continue here.")
         if forked:
-            self.transcript.add_line(f"This is a copy; “{forked}” stays as it is, and /tree leads back to it.")
+            is_saved = event.session_id is not None
+            original = "is unchanged, and /tree leads back to it" if is_saved else "was not saved, so it is gone"
+            self.transcript.add_line(f"A copy of {forked} was made and is open now. The original {original}.")
 
     def _return_message(self, text: str) -> int | None:
         """Undo a turn without a reply: put `text` back into the prompt. Returns the message to replace, if any."""

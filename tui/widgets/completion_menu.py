@@ -20,7 +20,10 @@ class MenuList(Static):
     """Draws a menu, or a note instead. A click calls `picked` with the entry's index."""
 
     DEFAULT_CSS = """
-    MenuList { height: auto; max-height: 9; display: none; padding: 0 1; background: $background; color: $text-muted; }
+    MenuList {
+        height: auto; max-height: 9; display: none; padding: 0 1; background: $background; color: $text-muted;
+        &.-note { padding: 0 1 0 2; }  /* every line of it, below the entries of a menu */
+    }
     """
 
     def __init__(self, picked: Callable[[int], None]) -> None:
@@ -31,11 +34,12 @@ class MenuList(Static):
     def show(self, menu: Menu | None, note: str = "") -> None:
         self._menu = menu
         self.display = bool(menu or note)
+        self.set_class(menu is None, "-note")
         if menu is not None:
             self.update(self._drawn(menu))
         elif note:
             is_error = note.startswith("✗")  # it says what to do at its end
-            self.update(Text(f" {clean(note)}", no_wrap=not is_error, overflow="fold" if is_error else "ellipsis"))
+            self.update(Text(clean(note), no_wrap=not is_error, overflow="fold" if is_error else "ellipsis"))
 
     def _drawn(self, menu: Menu) -> Text:
         width = max(20, self.app.size.width - 4)
