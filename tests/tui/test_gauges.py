@@ -48,6 +48,23 @@ def test_bits_are_told_in_80_columns(bits: int | str) -> None:
         assert len(words) <= width
 
 
+@pytest.mark.parametrize("width", [58, 67, 77, 100])
+@pytest.mark.parametrize("bits", [None, "8/4"])
+def test_the_panel_is_folded_where_it_is_narrow(width: int, bits: str | None) -> None:
+    """Beside the sidebar its lines were cut off."""
+    ring = CacheView(1_024, 131_072, 132_096, 90_000, 0, 1_250_000, int(12e9), int(11e9), bits=bits)
+    status = replace(STATUS, cache=ring, kv_bytes=ring.live_bytes)
+    lines = wide_lines(status, [0] * 59 + [42], 1812.0, width)
+    text = " ".join(line.strip() for line in lines)
+    assert not any("…" in line or cell_len(line) > width for line in lines)
+    for words in (
+        "pinned 1,024", "live 130,048", "evicted 1,250,000", "▲ next", "of 132,096 rows", bits or "", "weights 4.6 GB",
+        "12 GB allocated, 11 GB live", "free 21 GB", "of 20 GB",
+    ):  # fmt: skip
+        assert words in text
+    assert len(lines) == 6 or width < 78
+
+
 @given(st.integers(0, 50), st.integers(0, 50_000), st.integers(2, 50_000), st.integers(0, 2000), st.integers(10, 200))
 def test_any_ring_fills_its_width(pinned: int, live: int, capacity: int, undo: int, width: int) -> None:
     live = min(live, capacity)

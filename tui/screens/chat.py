@@ -49,7 +49,7 @@ LEVELS = {"": "", "warning": "yellow", "error": "red"}
 SIDEBAR_WIDTH = 31  # as in its CSS: it is imported when it is first opened
 MIN_WIDTH_FOR_SIDEBAR = 100  # columns
 MIN_HEIGHT_FOR_FIGURES = 28  # rows
-PANEL_WIDTH, PANEL_HEIGHT = 60, 16  # of the smallest window with the panel
+PANEL_WIDTH, AROUND_PANEL = 60, 10  # columns of the smallest window with the panel, rows for all but its lines
 
 
 class ChatScreen(Screen[None]):
@@ -95,6 +95,7 @@ class ChatScreen(Screen[None]):
         self.picker: Picker | None = None
         self.find_bar: FindBar | None = None
         self.wants_panel = self._is_covered = False
+        self._panel_height = 0  # of the smallest window with the panel as it is now
         self._hint: tuple[str, float] = ("", 0.0)  # and until when
         self._typed = ""
         self._turns_to: int | None = None  # the message whose other version will be shown
@@ -249,9 +250,11 @@ class ChatScreen(Screen[None]):
         """Show the panel if it is open, unless the pane covers it, else its figures in the sidebar if they fit."""
         state, size, now = self.state, self.app.size, self.state.clock()
         self._is_covered = is_covered
+        lines = wide_lines(state.status, state.meter.rates(now), state.meter.prefill_tps, width - 2)
+        self._panel_height = len(lines) + AROUND_PANEL
         self.panel.display = self.wants_panel and self._panel_fits and not is_covered
         if self.panel.display:
-            self.panel.show(wide_lines(state.status, state.meter.rates(now), state.meter.prefill_tps, width - 2))
+            self.panel.show(lines)
         if self.sidebar is not None and has_sidebar:
             self.sidebar.show(state.chats, state.session_id, state.today())
             fits = size.height >= MIN_HEIGHT_FOR_FIGURES and not self.panel.display
@@ -540,15 +543,15 @@ class ChatScreen(Screen[None]):
 
     @property
     def _panel_fits(self) -> bool:
-        return self.app.size.height >= PANEL_HEIGHT and self.app.size.width >= PANEL_WIDTH
+        return self.app.size.height >= self._panel_height and self.app.size.width >= PANEL_WIDTH
 
     def action_panel(self) -> None:
         if self._is_covered:
             self.close_pane()
         self.wants_panel = self._is_covered or not self.wants_panel
-        if self.wants_panel and not self._panel_fits:
-            self.show_hint(f"The panel needs {PANEL_WIDTH}×{PANEL_HEIGHT}.", seconds=2)
         self.sync()
+        if self.wants_panel and not self._panel_fits:
+            self.show_hint(f"The panel needs {PANEL_WIDTH}×{self._panel_height}.", seconds=2)
 
     # -- size --------------------------------------------------------------------------------------------
 

@@ -47,20 +47,34 @@ def bar(share: float, width: int) -> str:
     return "▰" * full + "▱" * (width - full)
 
 
-def ring_legend(cache: CacheView, room: int = 200) -> str:
-    words = (
-        f"{PINNED} pinned {cache.pinned:,}  {LIVE} live {max(0, cache.live - cache.pinned):,}  "
-        f"{EVICTED} evicted {cache.evicted:,}  ▲ next write  of {cache.capacity:,} rows"
-    )
-    if cache.bits:  # shorten "next write" where the bits would not fit
-        long, short = (f"{w}, {cache.bits}-bit" for w in (words, words.replace(" next write", " next")))
-        return long if len(long) <= room else short
-    whole = f"{words}, full precision"
-    return whole if len(whole) <= room else words
+def ring_legend(cache: CacheView, room: int = 200) -> list[str]:
+    """What the signs of the ring mean, in lines of at most `room` cells."""
+    live, rows = max(0, cache.live - cache.pinned), f"of {cache.capacity:,} rows"
+    signs = [f"{PINNED} pinned {cache.pinned:,}", f"{LIVE} live {live:,}", f"{EVICTED} evicted {cache.evicted:,}"]
+    endings = [["▲ next write", rows], ["▲ next", rows]]
+    if cache.bits:
+        endings = [[mark, f"{rows}, {cache.bits}-bit"] for mark, rows in endings]
+    else:
+        endings.insert(0, ["▲ next write", f"{rows}, full precision"])
+    fitting = (folded([*signs, *ending], "  ", room) for ending in endings)
+    return next((lines for lines in fitting if len(lines) == 1), folded([*signs, *endings[0]], "  ", room))
+
+
+def folded(parts: Sequence[str], separator: str, room: int) -> list[str]:
+    """The parts joined in as few lines of at most `room` cells as they need."""
+    lines = [""]
+    for part in parts:
+        line = f"{lines[-1]}{separator}{part}" if lines[-1] else part
+        if len(line) <= room or not lines[-1]:
+            lines[-1] = line
+        else:
+            lines.append(part)
+    return lines
 
 
 def wide_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, width: int) -> list[str]:
-    """The panel across the window, six lines."""
+    """The panel below the chat: six lines, or more where it is narrow."""
+    indent, room = " " * 8, width - 8
     cache, live = status.cache, f"{bytes_text(status.kv_bytes)} live" if status.kv_bytes else "–"
     if cache is None and status.kv_bytes:
         ring = ["Ring    none: the layers have caches of their own", "", ""]
@@ -68,19 +82,21 @@ def wide_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, 
         ring = ["Ring    empty", "", ""]
     else:
         cells, mark = ring_strip(cache, max(10, width - 9))
-        ring = [f"Ring    {cells}", f"        {mark}", f"        {ring_legend(cache, width - 8)}"]
+        ring = [f"Ring    {cells}", f"{indent}{mark}", *(indent + line for line in ring_legend(cache, room))]
     now = max((rate for rate in rates[-3:]), default=0)
     prefill = f"prefill {rate_text(prefill_tps)} tok/s" if prefill_tps else "prefill –"
     words = f" {now} tok/s, last 60 s · {prefill}"
     speed = f"Speed   {sparkline(rates, max(0, min(60, width - 8 - len(words))))}{words}"
     kv = f"{bytes_text(cache.allocated_bytes)} allocated, {bytes_text(cache.live_bytes)} live" if cache else live
-    parts = [f"Memory  weights {bytes_text(status.weight_bytes)} · KV {kv}"]
+    parts = [f"weights {bytes_text(status.weight_bytes)}", f"KV {kv}"]
     if status.memory_limit:
         parts.append(f"free {bytes_text(max(0, status.memory_limit - status.memory_used))}")
+    first, *more = folded(parts, " · ", room)
     lines = [
         *ring,
         speed,
-        " · ".join(parts),
+        f"Memory  {first}",
+        *(indent + line for line in more),
         f"Disk    KV on disk in all: {disk_text(status.disk_bytes, status.disk_limit)}",
     ]
     return [cut(line, width) for line in lines]
