@@ -58,6 +58,8 @@ class ChatApp(App[int], inherit_bindings=False):
     Screen { background: $background; }
     .-few-colours OptionList > .option-list--option-highlighted,
     .-few-colours OptionList:focus > .option-list--option-highlighted { color: black; }
+    CommandPalette > .command-palette--help-text { text-style: not bold; }
+    CommandPalette Input > .input--placeholder { color: $text-muted; }
     #small { display: none; height: 1fr; content-align: center middle; }
     Screen.-narrow #header { display: none; }
     Screen.-short #header, Screen.-short #footer, Screen.-short #activity, Screen.-short #queued { display: none; }
@@ -295,8 +297,7 @@ class ChatApp(App[int], inherit_bindings=False):
             self._filters = [*others, NoColor() if theme.ansi else Monochrome()]
         variables = theme.to_color_system().generate()
         colours = theme_colours(variables, theme.dark, theme.ansi, joins_emoji(self.settings.joined_emoji, os.environ))
-        self.transcript.set_colours(colours)
-        self.chat.pane.set_colours(colours)
+        self.chat.set_colours(colours)
 
     # -- keys --------------------------------------------------------------------------------------------
 

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from textual.color import Color, ColorParseError
 
-from mlxkv.tui.markdown.block_renderer import Colours
+from mlxkv.tui.contrast import readable
+from mlxkv.tui.markdown.block_renderer import CodeTheme, Colours
 
 
 def theme_colours(variables: Mapping[str, str], dark: bool, ansi: bool, joined_emoji: bool = False) -> Colours:
     """`variables` are the theme's (`app.theme_variables`). An ANSI theme uses the terminal's own colours."""
     if ansi:
-        return Colours("blue", "green", "red", "dim", "ansi_dark" if dark else "ansi_light", joined_emoji)
+        code = CodeTheme("ansi_dark" if dark else "ansi_light")
+        return Colours("blue", "green", "red", "dim", "yellow", code, joined_emoji)
     plain = Colours()
+    try:
+        background, text = Color.parse(variables["background"]), Color.parse(variables["foreground"])
+    except (KeyError, ColorParseError):
+        return replace(plain, joined_emoji=joined_emoji)
 
     def colour(name: str, default: str) -> str:
         try:
-            return Color.parse(variables[name]).hex6.lower()
+            found = Color.parse(variables[name])
         except (KeyError, ColorParseError):
-            return default
+            found = Color.parse(default)
+        return readable(found, background).hex6.lower()
 
-    try:  # between background and text, for secondary lines
-        background, text = Color.parse(variables["background"]), Color.parse(variables["foreground"])
-        muted = background.blend(text, 0.6).hex6.lower()
-    except (KeyError, ColorParseError):
-        muted = plain.muted
     return Colours(
         accent=colour("text-primary", plain.accent),
         code=colour("text-success", plain.code),
         error=colour("text-error", plain.error),
-        muted=muted,
-        code_theme="monokai" if dark else "friendly",
+        muted=readable(background.blend(text, 0.6), background).hex6.lower(),  # for secondary lines
+        warning=colour("text-warning", plain.warning),
+        code_theme=CodeTheme("monokai" if dark else "friendly", background.hex6),
         joined_emoji=joined_emoji,
     )

@@ -40,14 +40,23 @@ _style = lru_cache(128)(Style.parse)
 
 
 @dataclass(frozen=True)
+class CodeTheme:
+    """A Pygments style, whose colours are changed as far as needed to be read on `background`; "": none."""
+
+    name: str = "monokai"
+    background: str = ""
+
+
+@dataclass(frozen=True)
 class Colours:
-    """Colours of a theme, as Rich spells them; `code_theme` is a Pygments style."""
+    """Colours of a theme, as Rich spells them."""
 
     accent: str = "#5fafff"
     code: str = "#87d7af"
     error: str = "#ff8787"
     muted: str = "#8f8f8f"
-    code_theme: str = "monokai"
+    warning: str = "#ffaf5f"
+    code_theme: CodeTheme = CodeTheme()
     joined_emoji: bool = False  # the terminal draws joined emoji as one
 
 

@@ -11,7 +11,10 @@ from pygments.util import ClassNotFound
 from rich.segment import Segment
 from rich.style import Style
 from rich.syntax import Syntax
+from textual.color import Color
 
+from mlxkv.tui.contrast import readable
+from mlxkv.tui.markdown.block_renderer import CodeTheme
 from mlxkv.tui.markdown.wrap import Line, fold
 
 BAR = "│ "
@@ -27,13 +30,16 @@ def _lexer(language: str) -> Lexer | None:
 
 
 @lru_cache(1024)
-def _style(theme: str, token: tuple[str, ...]) -> Style:
+def _style(theme: CodeTheme, token: tuple[str, ...]) -> Style:
     """Style of a token, without the background that Pygments styles set."""
-    found = Syntax.get_theme(theme).get_style_for_token(token)
-    return Style(color=found.color, bold=found.bold, italic=found.italic)
+    found = Syntax.get_theme(theme.name).get_style_for_token(token)
+    colour = found.color
+    if colour is not None and theme.background:
+        colour = readable(Color.from_rich_color(colour), Color.parse(theme.background)).rich_color
+    return Style(color=colour, bold=found.bold, italic=found.italic)
 
 
-def highlight(code: str, language: str, theme: str) -> list[list[Segment]]:
+def highlight(code: str, language: str, theme: CodeTheme) -> list[list[Segment]]:
     """Highlight code, line by line. An unknown language, or a line longer than `LONGEST`, gives plain text."""
     lexer = _lexer(language.lower())
     plain = _style(theme, Token.Text)
@@ -49,7 +55,7 @@ def highlight(code: str, language: str, theme: str) -> list[list[Segment]]:
     return lines[:-1] if not lines[-1] else lines
 
 
-def code_lines(code: str, language: str, theme: str, width: int, bar: Style) -> list[Line]:
+def code_lines(code: str, language: str, theme: CodeTheme, width: int, bar: Style) -> list[Line]:
     """Lines of `code` folded to `width`, each behind a bar."""
     code = code.rstrip("\n").expandtabs(4)
     out: list[Line] = []

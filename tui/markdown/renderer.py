@@ -19,6 +19,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 from mlxkv.text.clean import clean
+from mlxkv.tui.markdown.block_renderer import CodeTheme
 from mlxkv.tui.markdown.code import code_lines
 from mlxkv.tui.markdown.formulas import OPEN, add_formula_rules
 from mlxkv.tui.markdown.tables import Cell, table_lines
@@ -58,12 +59,12 @@ def _find_tasks(state: StateCore) -> None:
 
 @dataclass(frozen=True)
 class Styles:
-    """The styles of Markdown, and the Pygments theme of code."""
+    """The styles of Markdown, and the theme of code."""
 
     accent: Style
     code: Style
     muted: Style
-    code_theme: str
+    code_theme: CodeTheme
 
 
 @lru_cache(256)

@@ -21,6 +21,7 @@ from textual.widgets import Input, Static
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.events import ModelCard
 from mlxkv.text.clean import clean
+from mlxkv.tui.markdown.block_renderer import Colours
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.commands import slash
 from mlxkv.tui.state.gauges import narrow_lines, wide_lines
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 KEYS = ("⏎ send  ^J newline  ^B chats  F2 cache  ^P menu ", "^J newline  ^B chats  ^P menu ", "^J newline  ^P menu ")
 CURSOR_KEYS = "y copy · c code · e edit · r again · f fork · [ ] versions · space fold · / find · esc"
-LEVELS = {"": "", "warning": "yellow", "error": "red"}
 SIDEBAR_WIDTH = 31  # as in its CSS: it is imported when it is first opened
 MIN_WIDTH_FOR_SIDEBAR = 100  # columns
 MIN_HEIGHT_FOR_FIGURES = 28  # rows
@@ -94,6 +94,7 @@ class ChatScreen(Screen[None]):
         self.sidebar: Sidebar | None = None
         self.picker: Picker | None = None
         self.find_bar: FindBar | None = None
+        self._levels = {"": "", "warning": "", "error": ""}  # the colours of the gauge
         self.wants_panel = self._is_covered = False
         self._panel_height = 0  # of the smallest window with the panel as it is now
         self._hint: tuple[str, float] = ("", 0.0)  # and until when
@@ -123,6 +124,11 @@ class ChatScreen(Screen[None]):
         self.prompt.files.when_read = lambda: self.app.call_from_thread(self.prompt.completer.recount)
         self.transcript.count_with(self.state.token_counts.count)
         self.prompt.focus()
+
+    def set_colours(self, colours: Colours) -> None:
+        self._levels = {"": "", "warning": colours.warning, "error": colours.error}
+        self.transcript.set_colours(colours)
+        self.pane.set_colours(colours)
 
     # -- showing the state -------------------------------------------------------------------------------
 
@@ -224,7 +230,7 @@ class ChatScreen(Screen[None]):
         title = clean(state.transcript.title) + fork + (" · read-only" if state.read_only else "")
         if title and not wide:
             left.append(f" · {title}")
-        self.header.show(left, Text().append(f"{gauge} ", LEVELS[level]), title if wide else "")
+        self.header.show(left, Text().append(f"{gauge} ", self._levels[level]), title if wide else "")
 
     def _show_activity(self, width: int) -> None:
         state, (hint, until) = self.state, self._hint

@@ -54,7 +54,7 @@ class Queued(Widget, can_focus=False):
     """Queued prompts, dim, one line each."""
 
     DEFAULT_CSS = """
-    Queued { height: auto; max-height: 5; background: $background; color: $text-muted; display: none; margin-top: 1; }
+    Queued { height: auto; max-height: 5; background: $background; color: $text; display: none; margin-top: 1; }
     """
     ALLOW_SELECT = False
     SHOWN = 3

@@ -21,8 +21,8 @@ class MenuList(Static):
 
     DEFAULT_CSS = """
     MenuList {
-        height: auto; max-height: 9; display: none; padding: 0 1; background: $background; color: $text-muted;
-        &.-note { padding: 0 1 0 2; }  /* every line of it, below the entries of a menu */
+        height: auto; max-height: 9; display: none; padding: 0 1; background: $background; color: $text;
+        &.-note { padding: 0 1 0 2; color: $text-muted; }  /* every line of it, below the entries of a menu */
     }
     """
 

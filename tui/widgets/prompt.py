@@ -55,6 +55,7 @@ class Prompt(TextArea):
         scrollbar-size-vertical: 1;
         & .text-area--cursor-line { background: $background; }
         & .text-area--placeholder { color: $text-muted; text-style: dim; }
+        &:light .text-area--placeholder { text-style: none; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -46,6 +46,7 @@ class Sidebar(Vertical):
             background: $background;
             background-tint: $background 0%;
             scrollbar-size-vertical: 1;
+            & > .option-list--option-disabled { color: $text-muted; }
         }
         & OptionList:nocolor > .option-list--option-highlighted,
         & OptionList:nocolor:focus > .option-list--option-highlighted { text-style: bold underline; }
@@ -120,10 +121,7 @@ class Sidebar(Vertical):
         chosen = self._chosen()
         self._shown, self._entries = state, entries
         self._list.clear_options()
-        self._list.add_options(
-            Option(Text(e.text, "" if e.session_id else "dim", no_wrap=True), disabled=not e.session_id)
-            for e in entries
-        )
+        self._list.add_options(Option(Text(e.text, no_wrap=True), disabled=not e.session_id) for e in entries)
         if self._current != self._moved_to and any(e.session_id == self._current for e in entries if self._current):
             chosen = self._moved_to = self._current or ""
         chats = [i for i, entry in enumerate(entries) if entry.session_id]

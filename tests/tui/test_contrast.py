@@ -1,0 +1,76 @@
+"""Text can be read on its background: the colours of each theme, and those painted in the light one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from textual.color import Color
+from textual.theme import BUILTIN_THEMES
+
+from mlxkv.config import Settings
+from mlxkv.protocol.commands import OpenChat
+from mlxkv.tui.contrast import READABLE, contrast, readable
+from mlxkv.tui.markdown.code import highlight
+from mlxkv.tui.theme import theme_colours
+from tests.tui.fake_engine import STATUS, FakeEngine
+from tests.tui.window import Window, window
+
+CODE = "@property\ndef f(x: int) -> str:  # a comment\n    return f'{x!r}' + 'text' if x > 3.5 else None\n"
+DIFF = "@@ -1 +1 @@\n- removed\n+ added\n"
+GRAPHIC = set("─│┃▁▂▃▄▅▆▇█▓░▰▱·▔▌▏▕╸╺━▲ ")
+
+
+def test_a_ratio_is_that_of_wcag() -> None:
+    white, black = Color(255, 255, 255), Color(0, 0, 0)
+    assert (contrast(white, black), contrast(black, black)) == (pytest.approx(21), 1)
+    assert contrast(Color.parse("#767676"), white) == pytest.approx(4.54, abs=0.01)
+    assert readable(black, white) == black
+    for grey in range(0, 256, 15):
+        assert contrast(readable(Color(grey, grey, grey), Color(grey, grey, grey)), Color(grey, grey, grey)) >= READABLE
+
+
+@pytest.mark.parametrize("name", [name for name, theme in BUILTIN_THEMES.items() if not theme.ansi])
+def test_the_transcript_can_be_read_in_every_theme(name: str) -> None:
+    theme = BUILTIN_THEMES[name]
+    variables = theme.to_color_system().generate()
+    colours, background = theme_colours(variables, theme.dark, theme.ansi), Color.parse(variables["background"])
+    shown = [colours.accent, colours.code, colours.error, colours.muted, colours.warning]
+    code = [*highlight(CODE, "python", colours.code_theme), *highlight(DIFF, "diff", colours.code_theme)]
+    shown += [s.style.color.get_truecolor().hex for line in code for s in line if s.style and s.style.color]
+    assert len(shown) > 20
+    assert {c: contrast(Color.parse(c), background) for c in shown if _is_faint(c, background)} == {}
+
+
+def _is_faint(colour: str, background: Color) -> bool:
+    return contrast(Color.parse(colour), background) < READABLE
+
+
+def faint(w: Window) -> set[str]:
+    """The painted texts that cannot be read; dim ones are painted in the colour that a terminal would show."""
+    ground, found = Color.parse(w.app.theme_variables["background"]), set()
+    for strip in w.app.screen._compositor.render_strips():
+        for text, style, _ in strip:
+            if style is None or style.color is None or not set(text) - GRAPHIC or style.reverse:
+                continue
+            behind = ground if style.bgcolor is None else Color.from_rich_color(style.bgcolor)
+            if contrast(Color.from_rich_color(style.color), behind) < READABLE and len(text.strip()) > 1:
+                found.add(text.strip())
+    return found
+
+
+async def test_what_the_light_theme_paints_can_be_read() -> None:
+    engine = FakeEngine(manual=True)
+    async with window(engine, size=(120, 40), settings=Settings(theme="textual-light")) as w:
+        w.app.state.submit(OpenChat("c1"))
+        await w.until(lambda: w.app.state.transcript.messages)
+        engine.say([replace(STATUS, cache_tokens=25_000)])  # the gauge warns
+        await w.pilot.press("ctrl+b", "f2", "escape")
+        await w.until(lambda: "November 2023" in w.screen() and "78%" in w.screen() and "Ring" in w.screen())
+        await w.until(lambda: "Ask anything" in w.screen())
+        assert faint(w) == set()
+        await w.ask("why?")
+        await w.ask("and then?")
+        w.app.prompt.insert("/")
+        await w.until(lambda: "waiting for the current reply" in w.screen() and "start a new chat" in w.screen())
+        assert faint(w) == set()
