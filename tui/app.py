@@ -58,6 +58,8 @@ class ChatApp(App[int], inherit_bindings=False):
     Screen { background: $background; }
     .-few-colours OptionList > .option-list--option-highlighted,
     .-few-colours OptionList:focus > .option-list--option-highlighted { color: black; }
+    .-few-colours OptionList:light > .option-list--option-highlighted,
+    .-few-colours OptionList:light:focus > .option-list--option-highlighted { background: #0000aa; color: white; }
     CommandPalette > .command-palette--help-text { text-style: not bold; }
     CommandPalette Input > .input--placeholder { color: $text-muted; }
     #small { display: none; height: 1fr; content-align: center middle; }
@@ -119,7 +121,7 @@ class ChatApp(App[int], inherit_bindings=False):
         else:
             self.state.transcript.add_error(f"There is no theme {self.settings.theme!r}; Ctrl+P lists them.")
         self._set_colours(self.current_theme)
-        # Of 16 colours the nearest to the theme's are white on cyan, which is hard to read.
+        # Of 16 colours the nearest to the theme's are white on cyan or black on grey, which are hard to read.
         self.set_class(not self.is_headless and self.console.color_system == "standard", "-few-colours")
         if self.settings.keys:
             self.set_keymap(dict(self.settings.keys))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from rich.color import ColorSystem
 from textual.color import Color
 from textual.theme import BUILTIN_THEMES
 
@@ -74,3 +75,19 @@ async def test_what_the_light_theme_paints_can_be_read() -> None:
         w.app.prompt.insert("/")
         await w.until(lambda: "waiting for the current reply" in w.screen() and "start a new chat" in w.screen())
         assert faint(w) == set()
+
+
+@pytest.mark.parametrize(("theme", "pair"), [("textual-dark", ("0", "6")), ("textual-light", ("15", "4"))])
+async def test_a_selected_row_can_be_read_in_16_colours(theme: str, pair: tuple[str, str]) -> None:
+    """Black on cyan, or white on blue."""
+    async with window(settings=Settings(theme=theme)) as w:
+        w.app.add_class("-few-colours")
+        await w.ask("/set")
+        await w.until(lambda: "Model to start with" in w.screen())
+        strips = w.app.screen._compositor.render_strips()
+        styles = [style for strip in strips for text, style, _ in strip if "Model to start with" in text and style]
+        colours = [
+            tuple(str(c.downgrade(ColorSystem.STANDARD).number) for c in (style.color, style.bgcolor) if c)
+            for style in styles
+        ]
+        assert colours == [pair]
