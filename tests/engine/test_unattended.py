@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from mlxkv.config import Settings
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.status import Unattended
 from mlxkv.tokenizer.tokens import decode
 from tests.engine.test_engine_chats import Said
+from tests.hybrids import hybrid_folder
+from tests.tokenizers import tiny_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -74,3 +77,27 @@ def test_it_follows_the_window_and_is_said_before_a_retry_begins(said: Said) -> 
     now = last(said)
     assert now
     assert now.tokens > before.tokens
+
+
+def test_it_begins_anew_after_a_hybrid_chat_was_compacted(home: Path, tmp_path: Path) -> None:
+    said = Said(Settings(temperature=0.0, max_tokens=8, window=128))
+    said.ask(cmd.LoadModel(str(hybrid_folder(tmp_path / "m", "lfm2", tiny_tokenizer()))))
+    for _ in range(5):
+        said.ask(cmd.Send("Say more, and then more.", 0.0))
+    before = last(said)
+    assert before
+    said.ask(cmd.Compact(False))
+    assert last(said) is None
+    now, chat = None, said.context.current_chat
+    for _ in range(9):
+        said.ask(cmd.Send("Say more, and then more.", 0.0))
+        if (now := last(said)) and now.chars is not None:  # not in a reply of control tokens, which have no text
+            break
+    assert now
+    assert (now.tokens, now.in_state) == (chat.cache.num_evicted, True)
+    left, text = decode(said.context.ready_model.tokenizer, chat.log[now.pinned + now.tokens :]), chat.messages
+    assert now.chars is not None
+    assert left.startswith(text[now.message].text[now.chars :]) if now.chars else text[now.message].text in left
+    said.ask(cmd.Rewind(0))
+    assert last(said) is None
+    said.context.close()
