@@ -217,13 +217,29 @@ def cache_gc() -> None:
     print(f"freed {bytes_text(max(before - after, 0))}")
 
 
+@cache.command("rename")
+def cache_rename(name: Name, new: Annotated[str, typer.Argument(help="New name.")]) -> None:
+    """Rename a prompt cache."""
+    _folder().rename(name, new)
+
+
 @cache.command("rm")
-def cache_rm(names: Annotated[list[str], typer.Argument(help="Names.", autocompletion=prompt_caches)]) -> None:
+def cache_rm(
+    names: Annotated[list[str], typer.Argument(help="Names.", autocompletion=prompt_caches)],
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+) -> None:
     """Delete prompt caches."""
+    from mlxkv.cli.chats import is_confirmed
+    from mlxkv.stats import bytes_text
+    from mlxkv.store.kv.disk_usage import on_disk
+
     folder = _folder()
-    for path in [folder.find(name) for name in names]:
-        folder.remove(path)
-        print(f"deleted {path.name.removesuffix(path.suffix)}")
+    found = [folder.find(name) for name in names]  # an unknown name is reported before anything is deleted
+    for path in dict.fromkeys(found):
+        name = path.name.removesuffix(path.suffix)
+        if is_confirmed(f"Delete the prompt cache {name} ({bytes_text(on_disk(path.lstat().st_size))})?", yes):
+            folder.remove(path)
+            print(f"deleted {name}")
 
 
 @cache.command("export")

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from mlx_lm.models.cache import load_prompt_cache
 
-from mlxkv.cli.cache import cache_ls, cache_show
+from mlxkv.cli.cache import cache_ls, cache_rename, cache_show
 from mlxkv.cli.doctor import examine
 from mlxkv.config import Folders, private_folder
+from mlxkv.errors import MlxkvError
 from mlxkv.stats import bytes_text
 from mlxkv.store.prompts.folder import PromptFolder
 from mlxkv.store.prompts.kv_file import write_prompt_file
@@ -87,8 +88,29 @@ def test_they_are_listed_shown_verified_and_removed(run: Run, book: Path, tiny_p
     assert freed.startswith("freed ")
     assert not freed.startswith("freed 0")
     assert not list((home / "cache" / "prompts" / "damaged").iterdir())
-    assert run("cache", "rm", "alone").code == 0
+    assert run("cache", "rm", "alone").err == "mlxkv: There is no terminal to ask on; give --yes to delete.\n"
+    assert run("cache", "ls").out != ""
+    assert run("cache", "rm", "alone", "--yes").out == "deleted alone\n"
     assert run("cache", "ls").out == ""
+
+
+def test_a_cache_is_renamed_and_never_replaces_another(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = private_folder(Folders.from_env().cache / "prompts")
+    write_prompt_file(prompts / "book.kv", FakeCache(), model())
+    (prompts / "theirs.safetensors").write_bytes(b"of mlx-lm")
+    before = (prompts / "book.kv").read_bytes()
+    cache_rename("book", "novel")
+    assert (prompts / "novel.kv").read_bytes() == before
+    cache_rename("theirs", "book")  # its kind is kept
+    for old, new, why in (
+        ("novel", "book", r"There is a prompt cache 'book' already \(.*\.safetensors\); choose another name"),
+        ("novel", "novel", "There is a prompt cache 'novel' already"),
+        ("theirs", "x", "No prompt cache is called 'theirs'; there are book, novel."),
+        ("novel", "../x", "cannot be called '../x'"),
+    ):
+        with pytest.raises(MlxkvError, match=why):
+            cache_rename(old, new)
+    assert sorted(path.name for path in prompts.iterdir()) == ["book.safetensors", "novel.kv"]
 
 
 def test_rows_and_recurrent_states_are_told_apart(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,7 +229,7 @@ def test_they_count_towards_the_disk_limit(run: Run, book: Path, tiny_path: Path
         assert "`mlxkv cache rm`, or raise `disk_limit`" in done.err
         assert done.err.count("\n") == 1
         assert [path.name for path in prompts.iterdir()] == ["book.kv"], args
-    assert run("cache", "rm", "book").code == 0
+    assert run("cache", "rm", "book", "-y").code == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLXKV_DISK_LIMIT", str(limit / 1e9))
         assert run("cache", "import", "new", tmp_path / "copy.kv").code == 0

@@ -71,6 +71,15 @@ class PromptFolder:
             raise StoreError(f"There is a prompt cache {name!r} already ({found}); give --force to replace it.")
         return self.path / f"{name}{_SUFFIXES[imported]}"
 
+    def rename(self, old: str, new: str) -> None:
+        """Raises ConfigError: the new name is not allowed. StoreError: there is no `old`, or there is a `new` one."""
+        path = self.find(old)
+        _check_name(new)
+        if (found := self._find(new)) is not None:
+            raise StoreError(f"There is a prompt cache {new!r} already ({found}); choose another name.")
+        with _changing(path, "renamed"):
+            Files().move(path, path.with_name(f"{new}{path.suffix}"))
+
     def remove_replaced(self, path: Path) -> None:
         """Remove the cache of the same name and the other kind, which the new file `path` replaces."""
         for suffix in _SUFFIXES:
@@ -162,11 +171,11 @@ class PromptFolder:
 
 
 @contextlib.contextmanager
-def _changing(path: Path) -> Iterator[None]:
+def _changing(path: Path, what: str = "removed") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{path} cannot be removed ({error.strerror}); check the folder.") from error
+        raise StoreError(f"{path} cannot be {what} ({error.strerror}); check the folder.") from error
 
 
 def _check_name(name: str) -> None:
