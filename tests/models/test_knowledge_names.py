@@ -51,10 +51,7 @@ def test_an_answer_names_only_what_there_is(topic: dict[str, str]) -> None:
         assert not rest or not hasattr(group, "commands") or f"mlxkv {words}" in COMMANDS, words
 
 
-NEWER = {"--hosts", "--distributed"}  # than what tutor was taught last: tell it of these when it is taught again
-
-
-@pytest.mark.parametrize("name", sorted(BY_NAME.keys() - NEWER))
+@pytest.mark.parametrize("name", sorted(BY_NAME))
 def test_every_slash_command_has_a_topic(name: str) -> None:
     assert f"/{name}" in NAMED or f"/{name}" in TOLD
 
@@ -64,17 +61,17 @@ def test_every_command_and_option_of_the_chat_has_a_topic() -> None:
     for path, command in COMMANDS.items():
         words = path.split()[1:]
         if words and not hasattr(command, "commands"):
-            assert path in NAMED | NEWER or " ".join(words) in NAMED_TOGETHER or path in TOLD, path
+            assert path in NAMED or " ".join(words) in NAMED_TOGETHER or path in TOLD, path
     for parameter in COMMANDS["mlxkv chat"].params:
         told = {o for o in parameter.opts if o.startswith("--")}
-        assert not told or told & (NAMED | NEWER | set(TOLD.split())), parameter.opts
+        assert not told or told & (NAMED | set(TOLD.split())), parameter.opts
 
 
 def test_every_setting_is_told() -> None:
     told = TOLD + " ".join(NAMED)
-    assert [name for name in Settings.__dataclass_fields__ if name not in told and name not in NEWER] == []
+    assert [name for name in Settings.__dataclass_fields__ if name not in told] == []
 
 
 def test_every_public_name_is_told() -> None:
     told = TOLD + " ".join(NAMED)
-    assert [name for name in mlxkv.__all__ if name not in told and name not in NEWER] == []
+    assert [name for name in mlxkv.__all__ if name not in told] == []
