@@ -246,10 +246,10 @@ def chats_import(
         bool, typer.Option("--trust-kv", help="Import its KV rows too: only from people you trust.")
     ] = False,
 ) -> None:
-    """Import chats: messages are prefilled when a chat is resumed. Chats that were imported before from
-    another program are skipped."""
+    """Import chats: messages are prefilled when a chat is resumed. Chats that are here already are skipped."""
     from mlxkv.cli.tables import row
     from mlxkv.stats import plural
+    from mlxkv.store.export.foreign.add import ForeignImport
     from mlxkv.text.clean import clean
 
     with open_store() as store:
@@ -257,7 +257,12 @@ def chats_import(
             print(found)
             print("`mlxkv chats ls` lists them; -m names the model that continues one.", file=sys.stderr)
             return
-        done = store.import_chat(file, trust_kv=trust_kv)
+        done = store.import_chat(file, trust_kv=trust_kv, skip_known=True)
+    if done.is_known:
+        print(ForeignImport("mlxkv", num_known=1))
+        rows = "; to import its KV rows, delete it first" if trust_kv else ""
+        print(f"{done.session_id:.10} {clean(done.title)!r} has all of its messages{rows}.", file=sys.stderr)
+        return
     rows = f", KV rows of {done.kv_tokens:,}" if done.kv_tokens else ""
     facts = f"{plural(done.num_turns, 'message')}, {done.num_tokens:,} tokens{rows}"
     print(row([done.session_id, done.title, facts], None))

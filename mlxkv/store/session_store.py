@@ -237,17 +237,18 @@ class SessionStore:
         self.flush(session_id)
         return export_chat(self.sessions, self._chunks, session_id, path, kv)
 
-    @public(path=path, trust_kv=flag)
-    def import_chat(self, path: Path, *, trust_kv: bool = False) -> Imported:
+    @public(path=path, trust_kv=flag, skip_known=flag)
+    def import_chat(self, path: Path, *, trust_kv: bool = False, skip_known: bool = False) -> Imported:
         """Import a chat that `export_chat` or `mlxkv chats export --format json` wrote: turns and token ids.
 
         `trust_kv` imports its rows too, if there are any, and marks the session permanently: the author of the file
-        controls what the model takes for its context.
+        controls what the model takes for its context. `skip_known` imports nothing if the session that was exported, or
+        imported from such a file before, still has all of the messages.
 
         Raises:
             CorruptError: the file breaks a rule; nothing was imported. StoreError.
         """
-        return import_chat(self.sessions, self._writer, path, trust_kv)
+        return import_chat(self.sessions, self._writer, path, trust_kv, skip_known)
 
     @public(path=path)
     def import_foreign(self, path: Path) -> ForeignImport | None:

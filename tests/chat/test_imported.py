@@ -25,6 +25,7 @@ def test_an_imported_chat_is_prefilled_once(model: Model, tiny_path: Path, tmp_p
         text = model.tokenizer.decode(chat.log).lower()
         assert all(word in text for word in ("be brief", "ayleigh.", "and red?", "at sunset.")), text
         wanted = chat.messages
+    assert "skipped 1 already here" in str(model.store.import_foreign(tmp_path / "c.json"))
     again = mlxkv.load(str(tiny_path))
     with again.resume(session_id) as chat:
         assert chat.restored is not None

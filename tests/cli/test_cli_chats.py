@@ -130,12 +130,20 @@ def test_emoji_go_joined_into_files_and_pipes_and_in_parts_to_a_terminal(
 def test_there_and_back(run: Run, family: list[str], tmp_path: Path, form: str) -> None:  # noqa: F811
     path = tmp_path / f"sea.{form}"
     assert run("chats", "export", "the sea", "--format", form, "-o", path).code == 0
+    before = json.loads(run("chats", "show", family[1], "--json").out)
+    assert run("chats", "import", path).out == "Imported 0 chats of mlxkv; skipped 1 already here.\n"
+    assert run("chats", "rm", "the sea", "-y").code == 0
     done = run("chats", "import", path)
     assert done.code == 0, done.err
     assert "the sea  1 message, 2 tokens" in done.out
     new = done.out.split()[0]
-    before, after = (json.loads(run("chats", "show", i, "--json").out) for i in (family[1], new))
+    after = json.loads(run("chats", "show", new, "--json").out)
     assert {**before, "id": ""} == {**after, "id": ""}
+    assert run("chats", "rename", new, "ocean").code == 0
+    known = run("chats", "import", path, "--trust-kv")
+    assert known.code == 0
+    assert known.err == f"{new:.10} 'ocean' has all of its messages; to import its KV rows, delete it first.\n"
+    assert run("chats", "rm", new, "-y").code == 0
     trusted = run("chats", "import", path, "--trust-kv")
     assert trusted.code == 0
     if form == "json":

@@ -85,6 +85,36 @@ def test_a_chat_comes_back_exactly(store: SessionStore, tmp_path: Path, form: st
         assert again.session_id != done.session_id
 
 
+def test_what_is_here_already_is_skipped_and_what_differs_is_not(store: SessionStore, tmp_path: Path) -> None:
+    """In the store that a chat comes from and in another one: only a chat whose messages are all there is known."""
+    session_id, old, grown, empty = said(store), tmp_path / "old.mlxkv", tmp_path / "grown.mlxkv", tmp_path / "0.mlxkv"
+
+    def known(there: SessionStore, path: Path) -> str | None:
+        done = there.import_chat(path, skip_known=True)
+        return done.session_id if done.is_known else None
+
+    store.export_chat(session_id, old)
+    store.add_turn(session_id, TurnRecord("user", "and now?", (7,)))
+    store.export_chat(session_id, grown)
+    store.export_chat(store.sessions.create("empty", model()), empty)
+    assert [known(store, path) for path in (old, grown)] == [session_id] * 2
+    with SessionStore.open(other(tmp_path)) as there:
+        first = there.import_chat(old, skip_known=True)
+        assert (first.is_known, known(there, old)) == (False, first.session_id)
+        assert known(there, grown) is None  # it ends later: both are kept
+        assert sorted(c.num_turns for c in there.list()) == [4, 5]
+        assert known(there, old) in {c.id for c in there.list()}
+        there.add_turn(first.session_id, TurnRecord("user", "another way", (8,)))
+        assert known(there, grown) is not None
+        assert known(there, old) is not None  # what was added here is none of its business
+        for c in there.list():
+            there.delete(c.id)
+        assert known(there, old) is None
+        assert known(there, empty) is None
+        assert known(there, empty) is not None
+        assert there.verify().problems == ()
+
+
 def test_trusted_rows_come_along_with_a_badge_that_stays(store: SessionStore, tmp_path: Path) -> None:
     session_id, path = said(store, kv=True), tmp_path / "chat.mlxkv"
     store.export_chat(session_id, path)

@@ -24,6 +24,20 @@ def import_session(sessions: Sessions, chat: SessionRecord) -> str:
     return session_id
 
 
+def known_session(sessions: Sessions, chat: SessionRecord) -> tuple[str, str] | None:
+    """Id and title of the session here that `chat` was exported from or imported as, if it has all of its messages.
+
+    It may have continued since. One that was changed, or that ends before `chat` does, is another chat.
+    """
+    with sessions.database.reading() as db:
+        return db.execute(
+            """SELECT id, title FROM session WHERE (origin = :origin OR 'mlxkv:' || id = :origin)
+            AND (head = :head OR EXISTS (SELECT 1 FROM turn WHERE session = session.id AND prev = :head))
+            ORDER BY seq DESC LIMIT 1""",
+            {"origin": chat.origin, "head": chat.head},
+        ).fetchone()
+
+
 def import_families(
     sessions: Sessions, families: Iterable[Sequence[tuple[SessionRecord, int | None]]]
 ) -> tuple[str | None, ...]:
@@ -31,7 +45,8 @@ def import_families(
 
     Args:
         families: the branches of each chat, in the order in which they were made, each with the number of the one that
-            it is a fork of. A family is skipped if a session of the same `origin` exists.
+            it is a fork of. A family is skipped if a session of the same `origin` exists and all of its messages are
+            here; if it has grown or changed since, all of it is added again.
 
     Returns:
         For each family the id of its session without a parent; None if it was skipped.
@@ -39,12 +54,16 @@ def import_families(
     added: list[str | None] = []
     with sessions.database.writing() as db:
         known = {origin for (origin,) in db.execute("SELECT origin FROM session WHERE origin IS NOT NULL")}
+        heads: set[str] = set()  # read where a chat may be known
         for family in families:
             origins = {record.origin for record, _ in family if record.origin}
             if origins & known:
-                added.append(None)
-                continue
+                heads = heads or {d for (d,) in db.execute("SELECT head FROM session UNION SELECT prev FROM turn")}
+                if all(record.head in heads for record, _ in family):
+                    added.append(None)
+                    continue
             known |= origins
+            heads |= {record.head for record, _ in family} if heads else set()
             ids = [_add(sessions, db, record) for record, _ in family]
             for session_id, (record, parent) in zip(ids, family, strict=True):
                 if parent is None:

@@ -19,7 +19,7 @@ import xxhash
 from mlxkv.errors import CorruptError, StoreError, shortened
 from mlxkv.safetensors.header import read_header
 from mlxkv.store.db.history import pack_ids, to_json
-from mlxkv.store.db.imports import import_session
+from mlxkv.store.db.imports import import_session, known_session
 from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.export.archive import ArchiveFile, is_archive, read_archive, write_archive
 from mlxkv.store.export.document import MAX_IDS, from_document, to_document
@@ -40,7 +40,10 @@ _GROUP = re.compile(r"[a-z0-9.]{1,64}")
 
 @dataclass(frozen=True)
 class Imported:
-    """An imported chat: its new id, and in `notice` one sentence if its rows were requested but could not be used."""
+    """An imported chat: its new id, and in `notice` one sentence if its rows were requested but could not be used.
+
+    `is_known`: nothing was imported, as this session has all of the chat's messages already.
+    """
 
     session_id: str
     title: str
@@ -49,6 +52,7 @@ class Imported:
     num_tokens: int
     kv_tokens: int = 0
     notice: str | None = None
+    is_known: bool = False
 
 
 def export_chat(sessions: Sessions, chunks: ChunkFiles, session_id: str, path: Path, with_kv: bool) -> int:
@@ -66,9 +70,11 @@ def export_chat(sessions: Sessions, chunks: ChunkFiles, session_id: str, path: P
     return write_archive(path, to_json(document).encode(), parts)
 
 
-def import_chat(sessions: Sessions, writer: Writer, path: Path, trust_kv: bool) -> Imported:
+def import_chat(sessions: Sessions, writer: Writer, path: Path, trust_kv: bool, skip_known: bool) -> Imported:
     """See SessionStore.import_chat."""
     chat, kv, file = read_chat(path)
+    if skip_known and (known := known_session(sessions, chat)):
+        return Imported(*known, chat.model.name, len(chat.turns), len(chat.log), is_known=True)
     session_id = import_session(sessions, chat)
     done = Imported(session_id, chat.title, chat.model.name, len(chat.turns), len(chat.log))
     if not trust_kv:

@@ -16,7 +16,7 @@ from mlxkv.events import ToolCall
 from mlxkv.store.db import imports
 from mlxkv.store.export.foreign import read
 from mlxkv.store.export.foreign.branches import MAX_BRANCHES
-from mlxkv.store.records import SessionRecord
+from mlxkv.store.records import SessionRecord, TurnRecord
 from mlxkv.store.session_store import SessionStore
 from tests.store.fake import model
 from tests.store.foreign.exports import chatgpt, claude, gpt_node, lm_studio, write, write_zip
@@ -50,7 +50,26 @@ def test_chatgpt(store: SessionStore, tmp_path: Path) -> None:
     assert [len(found) for found in store.siblings(chat.id)] == [1, 3, 1, 1, 1, 1]
     assert [branch.title for branch in store.tree(chat.id)] == ["The sky"] * 3
     assert [c.id for c in store.list() if c.kind == "chat"] == [chat.id]  # the branch that was seen last
-    assert str(store.import_foreign(path)).startswith("Imported 0 chats of ChatGPT; skipped 1 imported before and 1")
+    assert str(store.import_foreign(path)).startswith("Imported 0 chats of ChatGPT; skipped 1 already here and 1")
+    assert store.verify().problems == ()
+
+
+@pytest.mark.parametrize("where", ["at the end", "in another branch"])
+def test_a_chat_that_has_grown_comes_again_and_is_then_known(store: SessionStore, tmp_path: Path, where: str) -> None:
+    """Months later the same export has more messages: none of them is lost, and nothing is merged."""
+    before = chatgpt()
+    _, chat = imported(store, write(tmp_path / "before.json", [before]))
+    store.add_turn(chat.id, TurnRecord("user", "said here", (1,)))
+    assert "skipped 1 already here" in imported_again(store, tmp_path / "before.json")
+    after, mapping = chatgpt(), before["mapping"]
+    tip = before["current_node"] if where == "at the end" else next(k for k, v in mapping.items() if not v["children"])
+    after["mapping"]["new"] = gpt_node("new", tip, "user", "And green?")
+    said, grown = imported(store, write(tmp_path / "after.json", [after]))
+    assert said.startswith("Imported 1 chat")
+    assert any("And green?" in turn.text for b in store.tree(grown.id) for turn in store.load(b.session_id).turns)
+    assert store.load(chat.id).turns[-1].text == "said here"
+    for name in ("before", "after"):
+        assert "skipped 1 already here" in imported_again(store, tmp_path / f"{name}.json")
     assert store.verify().problems == ()
 
 
@@ -79,7 +98,7 @@ def test_lm_studio(store: SessionStore, tmp_path: Path) -> None:
     )
     assert [(turn.role, turn.text) for turn in chat.turns[2:4]] == [("tool", "5"), ("assistant", "Five.")]
     assert [sibling.text for sibling in store.siblings(chat.id)[1]] == ["", "Seven."]
-    assert "skipped 1 imported before" in imported_again(store, file)
+    assert "skipped 1 already here" in imported_again(store, file)
 
 
 @pytest.mark.parametrize(

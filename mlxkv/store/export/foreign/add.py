@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxkv.stats import plural
@@ -20,25 +20,25 @@ class ForeignImport:
         session_ids: of the chats; each continues the branch that was seen last.
         num_messages: of these branches.
         num_branches: further branches of these chats, each a fork.
-        num_known: chats that were skipped, because they were imported before.
+        num_known: chats that were skipped, because they are here already.
         num_empty: chats without messages.
         left_out: files by kind ("image", "recording", "file", ...) whose content was not imported.
     """
 
     program: str
-    session_ids: tuple[str, ...]
-    num_messages: int
-    num_branches: int
-    num_known: int
-    num_empty: int
-    left_out: dict[str, int]
+    session_ids: tuple[str, ...] = ()
+    num_messages: int = 0
+    num_branches: int = 0
+    num_known: int = 0
+    num_empty: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         text = f"Imported {plural(len(self.session_ids), 'chat')} of {self.program}"
         text += f" with {plural(self.num_messages, 'message')}" if self.session_ids else ""
         if self.num_branches:
             text += f" and {self.num_branches:,} other branch{'' if self.num_branches == 1 else 'es'}"
-        skipped = [f"{self.num_known:,} imported before"] if self.num_known else []
+        skipped = [f"{self.num_known:,} already here"] if self.num_known else []
         skipped += [f"{self.num_empty:,} without messages"] if self.num_empty else []
         text += f"; skipped {' and '.join(skipped)}" if skipped else ""
         left = [_count(count, kind) for kind, count in sorted(self.left_out.items())]
