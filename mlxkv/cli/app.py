@@ -26,7 +26,7 @@ from mlxkv.cli.completion import insert_chat_command, presets, prompt_caches
 from mlxkv.cli.completion import models as model_names
 from mlxkv.cli.error_output import UsageErrors, exit_code, json_format, report, usage_text
 from mlxkv.cli.examples import COMMANDS_OF, Command, Root
-from mlxkv.cli.input_files import piped_text, question_with, schema_file, text_or_file
+from mlxkv.cli.input_files import STDOUT, piped_text, question_with, schema_file, text_or_file
 from mlxkv.cli.models import models
 from mlxkv.cli.print_mode import PrintRequest
 from mlxkv.cli.serve import serve
@@ -160,6 +160,7 @@ def chat(
 ) -> None:
     """Open the chat, or with -p print one reply."""
     question = question_of(words or [], file or [])
+    out = None if out == STDOUT else out
     if fork and resume is None and not continue_:
         raise ConfigError("--fork copies the chat that -c or -r continues; add one of them.")
     folders = Folders.from_env()

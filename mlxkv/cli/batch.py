@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from mlxkv.cli.batch_lines import Finished, Line, lines_of
+from mlxkv.cli.input_files import input_bytes
 from mlxkv.cli.print_mode import logprobs_json, open_cache
 from mlxkv.errors import ConfigError, MlxkvError, OutputError, PromptError, shortened
 from mlxkv.events import Notice, ReplyFinished, RequestFailed
@@ -264,7 +265,7 @@ def _with_system(line: Line, system: str | None) -> list[dict[str, Any]]:
 @contextmanager
 def _input(name: str) -> Iterator[BinaryIO]:
     if name == "-":
-        yield getattr(sys.stdin, "buffer", None) or io.BufferedReader(io.BytesIO(sys.stdin.read().encode()))  # type: ignore[arg-type]
+        yield input_bytes(sys.stdin)
         return
     try:
         file = os.fdopen(open_regular(name, pipes=True), "rb")

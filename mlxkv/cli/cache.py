@@ -259,11 +259,14 @@ def cache_export(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Export a prompt cache for mlx-lm (`mlx_lm.generate --prompt-cache-file`), or unchanged."""
+    from mlxkv.cli.input_files import STDOUT
     from mlxkv.cli.print_mode import open_cache
-    from mlxkv.errors import StoreError
+    from mlxkv.errors import ConfigError, StoreError
     from mlxkv.stats import bytes_text
     from mlxkv.store.session_store import SessionStore
 
+    if output == STDOUT:
+        raise ConfigError("A prompt cache is not text; name a file with -o FILE.")
     chosen = export_format(format_, output, CACHE_SUFFIXES, tuple(CACHE_FORMATS), force=force)
     folders = Folders.from_env()
     folder = _folder(folders)
@@ -286,12 +289,19 @@ def cache_export(
 @cache.command("import")
 def cache_import(
     name: Name,
-    file: Annotated[Path, typer.Argument(help="A prompt cache that mlx-lm saved, or a .kv file.")],
+    file: Annotated[Path, typer.Argument(help="A prompt cache that mlx-lm saved, or a .kv file (- is stdin).")],
     model: ModelName = None,
     adapter: AdapterName = None,
     force: Force = False,
 ) -> None:
     """Import a prompt cache. mlx-lm's contain no token ids: use only those from people you trust."""
+    from mlxkv.cli.input_files import as_file
+
+    with as_file(file) as path:
+        _import(name, path, model, adapter, force)
+
+
+def _import(name: str, file: Path, model: str | None, adapter: str | None, force: bool) -> None:
     from mlxkv.errors import CorruptError
     from mlxkv.safetensors.header import read_header
     from mlxkv.stats import bytes_text

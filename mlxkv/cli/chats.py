@@ -200,12 +200,14 @@ def chats_export(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Export a chat to a file. json and mlxkv can be imported on any machine."""
+    from mlxkv.cli.input_files import STDOUT
     from mlxkv.errors import ConfigError, StoreError, shortened
     from mlxkv.stats import bytes_text
     from mlxkv.store.export.document import to_document
     from mlxkv.store.export.markdown import to_markdown
     from mlxkv.store.files import Files
 
+    output = None if output == STDOUT else output
     chosen = export_format(format_, output, CHAT_SUFFIXES, CHAT_FORMATS, force=force)
     if chosen == "mlxkv" and output is None:
         raise ConfigError("The format mlxkv is not text; name a file with -o FILE.")
@@ -239,7 +241,7 @@ def chats_import(
         Path,
         typer.Argument(
             help="A file that `chats export` wrote as json or mlxkv; or an export of ChatGPT or Claude (the zip, its "
-            "folder or conversations.json), or a chat or folder of LM Studio."
+            "folder or conversations.json), or a chat or folder of LM Studio. - is stdin."
         ),
     ],
     trust_kv: Annotated[
@@ -247,17 +249,18 @@ def chats_import(
     ] = False,
 ) -> None:
     """Import chats: messages are prefilled when a chat is resumed. Chats that are here already are skipped."""
+    from mlxkv.cli.input_files import as_file
     from mlxkv.cli.tables import row
     from mlxkv.stats import plural
     from mlxkv.store.export.foreign.add import ForeignImport
     from mlxkv.text.clean import clean
 
-    with open_store() as store:
-        if (found := store.import_foreign(file)) is not None:
+    with as_file(file) as path, open_store() as store:
+        if (found := store.import_foreign(path)) is not None:
             print(found)
             print("`mlxkv chats ls` lists them; -m names the model that continues one.", file=sys.stderr)
             return
-        done = store.import_chat(file, trust_kv=trust_kv, skip_known=True)
+        done = store.import_chat(path, trust_kv=trust_kv, skip_known=True)
     if done.is_known:
         print(ForeignImport("mlxkv", num_known=1))
         rows = "; to import its KV rows, delete it first" if trust_kv else ""

@@ -47,12 +47,14 @@ def examine_machines(hosts: Path, model: str | None) -> Iterator[Finding]:
     Raises:
         ConfigError: the hostfile is invalid.
     """
+    from mlxkv.cli.input_files import as_file
     from mlxkv.distributed.start import examine_hosts
     from mlxkv.models import BUILT_IN
 
     try:
-        for ok, subject, text in examine_hosts(hosts, model or BUILT_IN[0]):
-            yield Finding(subject, text, ok)
+        with as_file(hosts) as file:
+            for ok, subject, text in examine_hosts(file, model or BUILT_IN[0]):
+                yield Finding(subject, text, ok)
     except MachineError as error:
         yield Finding("machines", str(error), ok=False)
 

@@ -1,14 +1,17 @@
-"""Files and standard input as text to put before a question. Pure but for reading them."""
+"""Files that the command line names, `-` being standard input: as text, or as a file to read. Pure but for reading."""
 
 from __future__ import annotations
 
 import errno
 import io
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from mlxkv.errors import ConfigError, PromptError, first_line, shortened
 from mlxkv.stats import bytes_text
@@ -20,7 +23,8 @@ from mlxkv.text.pdf import PdfError, is_pdf, pdf_text
 from mlxkv.text.pictures import HEAD, not_read, picture_format
 
 MAX_BYTES = 32 << 20  # of one file or of stdin
-STDIN = Path("-")
+STDIN = STDOUT = Path("-")
+_NOTHING = "The file - is standard input, and nothing comes from there; pipe a text in."
 _WAITING = "mlxkv: reading standard input until it ends; -n or `< /dev/null` skips it."
 
 
@@ -32,7 +36,7 @@ def question_with(question: str | None, files: Sequence[Path], piped: str = "") 
     """
     piped = piped.rstrip("\n") if piped.strip() else ""
     if STDIN in files and not piped:
-        raise PromptError("The file - is standard input, and nothing comes from there; pipe a text in.")
+        raise PromptError(_NOTHING)
     parts = [piped if path == STDIN else f"{well_formed(path.name)}:\n\n{read_text(path)}" for path in files]
     parts += [well_formed(question or ""), "" if STDIN in files else piped]
     return "\n\n".join(part for part in parts if part)
@@ -101,7 +105,7 @@ def _lines(stdin: TextIO) -> Iterator[str]:
 
 
 def text_or_file(value: str) -> str:
-    """`value`, or the content of FILE for `@FILE`. Raises PromptError."""
+    """`value`, or the content of FILE for `@FILE`, where `@-` is standard input. Raises PromptError."""
     return read_text(Path(value[1:])) if value.startswith("@") else well_formed(value)
 
 
@@ -117,9 +121,42 @@ def schema_file(path: Path) -> dict[str, Any]:
     return found
 
 
+def input_bytes(stdin: TextIO) -> BinaryIO:
+    """Standard input as bytes, also where it is text in memory."""
+    return getattr(stdin, "buffer", None) or io.BufferedReader(io.BytesIO(stdin.read().encode()))  # type: ignore[arg-type]
+
+
+@contextmanager
+def as_file(path: Path) -> Iterator[Path]:
+    """The file of an argument: `path`, or for `-` a temporary file with all of standard input.
+
+    Raises:
+        PromptError: nothing comes from standard input, or it cannot be copied.
+    """
+    if path != STDIN:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="mlxkv-") as folder:
+        copy = Path(folder, "standard input")  # a message names it
+        try:
+            with copy.open("xb") as file:
+                if not sys.stdin.isatty():
+                    shutil.copyfileobj(input_bytes(sys.stdin), file)
+                size = file.tell()
+        except OSError as error:
+            raise PromptError(f"Standard input cannot be copied to {folder} ({reason(error)}); give a file.") from error
+        if not size:
+            raise PromptError(_NOTHING)
+        yield copy
+
+
 def read_text(path: Path) -> str:
-    """Text of a file, or of a PDF. Raises PromptError: it is not a file, larger than 32 MiB, a picture, not text,
-    or cannot be read."""
+    """Text of a file, of a PDF, or for `-` of standard input. Raises PromptError: it is not a file, larger than 32 MiB,
+    a picture, not text, or cannot be read; or nothing comes from standard input."""
+    if path == STDIN:
+        if not (text := piped_text(sys.stdin, report=False)):
+            raise PromptError(_NOTHING)
+        return text
     try:
         data = read_bytes(path, MAX_BYTES, pipes=True)
         if kind := picture_format(data[:HEAD]):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxkv.cli.chats import open_store
-from mlxkv.cli.input_files import piped_lines
+from mlxkv.cli.input_files import as_file, piped_lines
 from mlxkv.cli.tables import cut
 from mlxkv.config import Folders, Settings, private_folder
 from mlxkv.distributed.group import check_wish, rank_given, set_wish
@@ -50,7 +50,8 @@ def begin_group(hosts: Path | None, wish: str | None) -> None:
     elif rank_given() is not None:
         raise ConfigError("--hosts starts the other machines, and `mlx.launch` has done that; leave out one of them.")
     else:
-        start_hosts(hosts)
+        with as_file(hosts) as file:
+            start_hosts(file)
 
 
 def first_commands(
