@@ -97,9 +97,32 @@ def _seconds(name: str, value: Any) -> float:
 
 
 _Event = TypeVar("_Event")
+_Result = TypeVar("_Result")
 
 
-@hides("runner", "identity", "open_store_for_one_reply", "batch_prompts", "prefill_steps", "scheduler")
+def result_of(
+    steps: Generator[tuple[int, int], None, _Result], progress: Callable[[int, int], object] | None = None
+) -> _Result:
+    """The result of `steps`, done without a pause; `progress` is called with what they yield."""
+    while True:
+        try:
+            done = next(steps)
+        except StopIteration as end:
+            return end.value
+        if progress is not None:
+            progress(*done)
+
+
+@hides(
+    "runner",
+    "identity",
+    "open_store_for_one_reply",
+    "batch_prompts",
+    "prefill_steps",
+    "score_steps",
+    "choose_steps",
+    "scheduler",
+)
 @copies("use the same one for all chats and prompt caches, and load it by its name in another process.")
 class Model:
     """A loaded model, which `mlxkv.load` returns.
@@ -279,7 +302,14 @@ class Model:
             PromptError: there is nothing to score.
             MismatchError, CacheError, OutOfMemoryError: as for `generate`.
         """
-        return self._scores([text], cache)[0]
+        return result_of(self.score_steps(text, cache=cache))
+
+    @public(text=text, cache=_cache)
+    def score_steps(
+        self, text: str, *, cache: PromptCache | CacheConfig | None = None
+    ) -> Generator[tuple[int, int], None, Score]:
+        """`score` a chunk at a time; yields the number of tokens scored so far, and of all."""
+        return (yield from self._scores([text], cache))[0]
 
     @public(options=check_options, cache=_cache, normalize=check_normalize)
     def choose(
@@ -301,16 +331,29 @@ class Model:
             ConfigError: there are no options, or one is empty.
             PromptError, MismatchError, CacheError, OutOfMemoryError: as for `score`.
         """
-        texts = list(options)
-        return most_probable(texts, self._scores(texts, cache), normalize)
+        return result_of(self.choose_steps(options, cache=cache, normalize=normalize))
 
-    def _scores(self, texts: list[str], cache: PromptCache | CacheConfig | None) -> list[Score]:
+    @public(options=check_options, cache=_cache, normalize=check_normalize)
+    def choose_steps(
+        self,
+        options: Iterable[str],
+        *,
+        cache: PromptCache | CacheConfig | None = None,
+        normalize: Normalize = "none",
+    ) -> Generator[tuple[int, int], None, Choice]:
+        """`choose` a chunk at a time; yields as `score_steps`."""
+        texts = list(options)
+        return most_probable(texts, (yield from self._scores(texts, cache)), normalize)
+
+    def _scores(
+        self, texts: list[str], cache: PromptCache | CacheConfig | None
+    ) -> Generator[tuple[int, int], None, list[Score]]:
         if isinstance(cache, PromptCache):
             self._runtime.check_cache(cache)
         held = cache if isinstance(cache, PromptCache) else self.make_cache(cache)
         prompts = self._runtime.prompts
         ids = [RawPrompt.after(held.log, well_formed(text), prompts).ids for text in texts]
-        return Scorer(self.runner, held).scores(ids)
+        return (yield from Scorer(self.runner, held).steps(ids))
 
     def batch_prompts(self, cache: PromptCache | CacheConfig | None, think: bool | None) -> BatchPrompts:
         """Requests with sampling of their own, for the command line."""
@@ -391,14 +434,7 @@ class Model:
             OutOfMemoryError: the cache or the prefill would not fit; nothing was allocated.
             StoreError: see `save_to`.
         """
-        steps = self.prefill_steps(prompt, cache, system=system, chat=chat, save_to=save_to)
-        while True:
-            try:
-                done = next(steps)
-            except StopIteration as end:
-                return end.value
-            if progress is not None:
-                progress(*done)
+        return result_of(self.prefill_steps(prompt, cache, system=system, chat=chat, save_to=save_to), progress)
 
     def prefill_steps(
         self,

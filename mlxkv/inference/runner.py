@@ -131,19 +131,25 @@ class ModelRunner:
         Raises:
             PromptError: they end beyond learned positions; the cache is unchanged.
         """
+        scores = [*self.score_chunks(cache, ids)]
+        return mx.concatenate(scores) if scores else mx.zeros((0,))
+
+    def score_chunks(self, cache: PromptCache, ids: Sequence[int]) -> Iterator[mx.array]:
+        """`score` a chunk at a time; yields the log-probabilities of each, evaluated."""
         cache.check_length(cache.offset + len(ids))
-        done, scores = 0, []
+        done = 0
         with self._running(cache):
             while done < len(ids):
                 n, logits = self._feed(cache, ids, done, self.chunk_size.fixed or PREFILL_CHUNK, self.model)
                 following = mx.array(list(ids[done + 1 : done + n + 1]))
                 logits = logits[0, : following.size].astype(mx.float32)
+                done += n
                 if following.size:
                     chosen = mx.take_along_axis(logits, following[:, None], axis=-1)[:, 0]
-                    scores.append(chosen - mx.logsumexp(logits, axis=-1))  # (n,), without an array of all probabilities
-                    mx.eval(scores[-1])
-                done += n
-        return mx.concatenate(scores) if scores else mx.zeros((0,))
+                    scores = chosen - mx.logsumexp(logits, axis=-1)  # (n,), without an array of all probabilities
+                    mx.eval(scores)
+                    del logits, chosen  # while others compute, they would take memory
+                    yield scores
 
     def check(self, cache: PromptCache, num_tokens: int = 1) -> None:
         """Check that there is memory for what a fork copies and grows by when it is fed `num_tokens`.

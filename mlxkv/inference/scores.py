@@ -6,9 +6,9 @@ On token ids, which the model decides; `ModelRunner.score` computes. Prompt cach
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from mlxkv.arguments import shown, text, wrong_type
 from mlxkv.cache.prompt_cache import PromptCache
@@ -81,8 +81,27 @@ class Scorer:
         self._ids: Sequence[int] = ()
         self._logprobs: list[float] = []
 
-    def score(self, ids: Sequence[int]) -> Score:
-        """The score of what `ids` have beyond the cache; of the first token of all there is no probability.
+    def steps(self, texts: Sequence[Sequence[int]]) -> Generator[tuple[int, int], None, list[Score]]:
+        """The score of each text, in their order; yields the number of tokens scored so far, and of all, after each
+        chunk.
+
+        Raises:
+            PromptError, OutOfMemoryError, CacheError: see `_score`.
+        """
+        found, done, total = dict[int, Score](), 0, sum(map(len, texts))
+        for i in sorted(range(len(texts)), key=lambda i: list(texts[i])):  # neighbours share the most
+            steps = self._score(texts[i])
+            while True:
+                try:
+                    yield done + next(steps), total
+                except StopIteration as end:
+                    found[i], done = end.value, done + len(texts[i])
+                    break
+        return [found[i] for i in range(len(texts))]
+
+    def _score(self, ids: Sequence[int]) -> Generator[int, None, Score]:
+        """The score of what `ids` have beyond the cache; of the first token of all there is no probability. Yields the
+        number of ids that are done.
 
         Raises:
             PromptError: there is nothing to score. OutOfMemoryError, CacheError: as for `ModelRunner.prefill`.
@@ -101,17 +120,13 @@ class Scorer:
         if (at := start + len(known)) < len(ids):
             work, cached = self._begun(ids, at)
             self._runner.check(work, len(ids) - cached)
-            found: Any = self._runner.score(work, ids[cached:]).tolist()
+            found: list[float] = []
+            for scores in self._runner.score_chunks(work, ids[cached:]):
+                found += cast(list[float], scores.tolist())
+                yield cached + len(found) + 1
             known = [*known, *found[at - cached - 1 :]]
         self._ids, self._logprobs = ids, known
         return Score(tuple(ids[start:]), tuple(known))
-
-    def scores(self, texts: Sequence[Sequence[int]]) -> list[Score]:
-        """The score of each, in their order."""
-        found: dict[int, Score] = {}
-        for i in sorted(range(len(texts)), key=lambda i: list(texts[i])):  # neighbours share the most
-            found[i] = self.score(texts[i])
-        return [found[i] for i in range(len(texts))]
 
     def _begun(self, ids: Sequence[int], at: int) -> tuple[PromptCache, int]:
         """A cache that holds as many of the tokens before number `at` as can be, but the last one; and how many."""

@@ -22,6 +22,7 @@ import mlxkv
 from mlxkv.engine.open_async.event_buffer import EventBuffer, joined
 from mlxkv.errors import ClosedError, ConfigError, ModelNotFoundError, PromptError, QueueFullError, SessionNotFoundError
 from mlxkv.events import PrefillProgress, TextDelta, TurnFinished
+from mlxkv.inference.runner import ModelRunner
 from tests.reference import random_ids
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 8}
@@ -79,6 +80,66 @@ async def test_hooks_and_logprobs_belong_to_a_request(opened: mlxkv.AsyncModel, 
     score, held = await opened.score(" there", cache=await opened.prefill("once")), model.prefill("once")
     assert score.logprob == pytest.approx(model.score(" there", cache=held).logprob)
     assert (await opened.choose(["ab", "ba"])).option == model.choose(["ab", "ba"]).option
+
+
+def chunks_of(monkeypatch: pytest.MonkeyPatch, each: Callable[[], object]) -> None:
+    """Call `each` on the MLX thread after every chunk of more than one token."""
+    feed = ModelRunner._feed
+
+    def fed(self: ModelRunner, cache: Any, ids: Any, done: int, most: int, model: Any) -> Any:
+        result = feed(self, cache, ids, done, most, model)
+        if result[0] > 1:
+            each()
+        return result
+
+    monkeypatch.setattr(ModelRunner, "_feed", fed)
+
+
+@pytest.mark.parametrize("kind", ["score", "choose"])
+async def test_replies_go_on_while_texts_are_scored(
+    opened: mlxkv.AsyncModel, model: mlxkv.Model, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    text, order = "once upon a time " * 40, list[str]()
+
+    def note(tokens: Any, logits: Any) -> Any:
+        order.append("token")
+        return logits
+
+    async with opened.stream("once", processors=[note], **ENDLESS) as events:
+        async for event in events:
+            if isinstance(event, TextDelta):
+                break
+        chunks_of(monkeypatch, lambda: order.append("chunk"))
+        if kind == "score":
+            scores = (await opened.score(text),)
+        else:
+            scores = (await opened.choose([text, "so " + text])).scores
+    monkeypatch.undo()
+    assert order.count("chunk") > 1
+    joined = " ".join(order)
+    assert "chunk chunk" not in joined
+    assert "chunk token chunk" in joined  # the other reply has a turn after every one
+    assert scores == ((model.score(text),) if kind == "score" else model.choose([text, "so " + text]).scores)
+
+
+async def test_a_score_that_nobody_waits_for_ends(opened: mlxkv.AsyncModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go, chunks = asyncio.Event(), threading.Event(), list[int]()
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        chunks.append(1)
+        loop.call_soon_threadsafe(begun.set)
+        assert go.wait(60)
+
+    chunks_of(monkeypatch, wait)
+    task = asyncio.create_task(opened.score("once upon a time " * 40))
+    await begun.wait()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    go.set()
+    await idle(opened)
+    assert len(chunks) == 1
 
 
 async def test_a_chat_begins_with_messages_and_answers_them(opened: mlxkv.AsyncModel, model: mlxkv.Model) -> None:

@@ -15,7 +15,7 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.errors import ArgumentError, ConfigError, PromptError
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.scores import Scorer
-from mlxkv.model import Model
+from mlxkv.model import Model, result_of
 from tests.hybrids import tiny
 from tests.inference.batches import cache_of
 from tests.reference import random_ids, tiny_llama
@@ -52,7 +52,7 @@ def test_what_options_share_is_computed_once(kind: Any, monkeypatch: pytest.Monk
     tails = [[5, 6, 7, 8, 9, 1], [9], [5, 6, 7, 8, 2], [5, 6], [5, 6, 7, 8, 9, 1]]
     feed = ModelRunner._feed
     monkeypatch.setattr(ModelRunner, "_feed", lambda *args: (fed.append(len(args[2]) - args[3]), feed(*args))[1])
-    found = Scorer(ModelRunner(model), cache).scores([[*held, *tail] for tail in tails])
+    found = result_of(Scorer(ModelRunner(model), cache).steps([[*held, *tail] for tail in tails]))
     for score, tail in zip(found, tails, strict=True):
         assert score.tokens == tuple(tail)
         assert score.logprobs == pytest.approx(expected(model, [*held, *tail], 40), abs=1e-3)

@@ -190,9 +190,9 @@ class AsyncModel:
         return await self.run(lambda model: model.count(plain))
 
     async def score(self, text: str, *, cache: AsyncPromptCache | CacheConfig | None = None) -> Score:
-        """How probable `text` is; see `Model.score`. All replies wait for it."""
+        """How probable `text` is, in chunks between which others' replies go on; see `Model.score`."""
         held = _held(cache)
-        return await self.run(lambda model: model.score(text, cache=held()))
+        return await self._result(lambda model: model.score_steps(text, cache=held()))
 
     async def choose(
         self,
@@ -201,9 +201,20 @@ class AsyncModel:
         cache: AsyncPromptCache | CacheConfig | None = None,
         normalize: Normalize = "none",
     ) -> Choice:
-        """The most probable of several texts; see `Model.choose`. All replies wait for it."""
+        """The most probable of several texts, computed as by `score`; see `Model.choose`."""
         held, texts = _held(cache), list(options)
-        return await self.run(lambda model: model.choose(texts, cache=held(), normalize=normalize))
+        return await self._result(lambda model: model.choose_steps(texts, cache=held(), normalize=normalize))
+
+    async def _result(self, steps: Callable[[Model], Generator[tuple[int, int], None, R]]) -> R:
+        """The result of what is done a step in each round."""
+        found: list[R] = []
+
+        def events(model: Model) -> Generator[TurnEvent]:
+            found.append((yield from _as_events(steps(model))))
+
+        async for _ in AsyncEvents(self._thread, lambda sink: self._thread.iterate(events, sink)):
+            pass
+        return found[0]
 
     async def run(self, function: Callable[[Model], R]) -> R:
         """Call a function of the Model on the MLX thread, for what this class has no method for:
