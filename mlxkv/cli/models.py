@@ -96,6 +96,10 @@ def models_pull(repo: Annotated[str, typer.Argument(help="org/name[@revision]")]
     try:
         with KeepAwake(load_settings(Folders.from_env()).keep_awake).running():
             folder = download(source.repo, source.revision, progress=show)
+    except KeyboardInterrupt:
+        if shown:
+            print("\nThe download was stopped; the same command continues it.", end="", file=sys.stderr)
+        raise
     finally:
         if shown:
             print(file=sys.stderr)

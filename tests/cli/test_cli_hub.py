@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from mlxkv.cli.models import models_pull
 from tests.fakes_hub import FakeHub, serve
 
 pytestmark = pytest.mark.slow
@@ -54,6 +55,19 @@ def test_an_interrupted_pull_goes_on_where_it_broke_off(fake: FakeHub, tmp_path:
     assert whole.returncode == 0, whole.stderr
     assert fake.sent["model.safetensors"] == max(sent, size)
     assert Path(whole.stdout.strip()).is_dir()
+
+
+def test_a_stopped_pull_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def download(*_: object, progress: Callable[[int, int], None]) -> None:
+        progress(1_000_000, 2_000_000)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlxkv.models.download", download)
+    with pytest.raises(KeyboardInterrupt):
+        models_pull("org/tiny")
+    assert capsys.readouterr().err == (
+        "\r1.0 MB / 2.0 MB   \nThe download was stopped; the same command continues it.\n"
+    )
 
 
 @pytest.mark.parametrize(("status", "says"), [(401, "private"), (404, "no"), (500, "try again")])
