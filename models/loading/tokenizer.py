@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 _PROBE = "a0 <|x|>\n"
+_TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def load_tokenizer(folder: Path, name: str, config: Mapping[str, Any], generatio
         try:
             tokenizer = _load(folder, config, known or None)
             _add_bos(tokenizer._tokenizer, folder)
+            # The window bounds a prompt. This is how transformers notes that it has warned of a long one.
+            getattr(tokenizer._tokenizer, "deprecation_warnings", {})[_TOO_LONG] = True
         except Exception as error:
             if "trust_remote_code" in str(error):
                 raise ModelUnsupportedError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,23 @@ def test_models_info_says_what_is_used(tmp_path: Path, capsys: pytest.CaptureFix
     shown = info(folder, capsys)
     assert f"chat template   {LEGACY} (not taken: tool_use)" in shown
     assert f"0 '<unk>' ({GENERATION}); 2 '<|im_end|>' ({GENERATION}, {TOKENIZER}, chat template)" in shown
+
+
+def test_a_text_longer_than_the_tokenizer_expects_warns_of_nothing(tmp_path: Path) -> None:
+    """transformers said that it "will result in indexing errors"; a window takes any length."""
+    folder = folder_with(tmp_path)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 4}))
+    records = list[logging.LogRecord]()
+    handler, log = logging.Handler(), logging.getLogger("transformers")
+    handler.emit = records.append  # type: ignore[method-assign]
+    log.addHandler(handler)
+    try:
+        tokenizer = load_tokenizer(folder, "tiny", json.loads((folder / "config.json").read_text()), {}).tokenizer
+        assert len(encode(tokenizer, "once upon a time")) > tokenizer.model_max_length == 4
+    finally:
+        log.removeHandler(handler)
+    assert records == []
 
 
 def test_of_a_model_without_any_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
