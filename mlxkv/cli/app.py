@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -393,6 +394,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif warning := unknown_variable(os.environ):
         print(f"mlxkv: {clean(warning)}", file=sys.stderr)
     typo = mistyped(args, {*_COMMANDS, "--version"}, COMMANDS_OF)
+    if args[1:] and args[0] in ("--install-completion", "--show-completion"):  # typer would ignore the rest
+        typo = f"{args[0]} finds out in which shell it runs; type it there, without {shlex.quote(args[1])}."
     if not args or args[0] not in _COMMANDS:
         args.insert(0, "chat")
     debug, form = "--debug" in args, json_format(args)

@@ -151,6 +151,17 @@ def test_a_group_alone_shows_its_help_uncut(run: Run) -> None:  # noqa: F811
     assert "Usage: mlxkv chats" in done.err
 
 
+def test_completion_is_installed_for_the_shell_in_which_it_is_asked_for(
+    run: Run,  # noqa: F811
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", str(home))  # typer would write there
+    done = run("--install-completion", "zsh")
+    assert done.code == 2
+    assert done.err == "mlxkv: --install-completion finds out in which shell it runs; type it there, without zsh.\n"
+
+
 ERRORS = {
     "modles": ("ConfigError", 2), "-p hi -m ./nowhere": ("ModelNotFoundError", 1), "-p hi --nope": ("UsageError", 2),
     "-p hi --temp warm": ("ConfigError", 2), "-p hi --temp 900": ("ConfigError", 2), "-p ''": ("PromptError", 2),
