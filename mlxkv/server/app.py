@@ -272,9 +272,10 @@ class _LogLine:
         self._is_written = True
         _, cached, generated = counts(self._ends)
         speed = next((end.stats.decode_tps for end in self._ends if end.stats.decode_tps), 0.0)
+        is_counted = bool(self._ends) or outcome != "left"  # a client that leaves takes the count with it
+        cost = f"cached={cached} new={generated} {speed:.1f} tok/s" if is_counted else "cached=- new=- - tok/s"
         reasons = ",".join(dict.fromkeys(end.reason for end in self._ends)) or "-"
         _log.info(
-            "%s %s %s prompt=%d cached=%d new=%d %.1f tok/s %.2f s %s",
-            self.request_id, self._path, outcome, self._prompt, cached, generated, speed,
+            "%s %s %s prompt=%d %s %.2f s %s", self.request_id, self._path, outcome, self._prompt, cost,
             time.perf_counter() - self._started, reasons,
         )  # fmt: skip

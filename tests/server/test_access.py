@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from mlxkv.errors import ConfigError
+from mlxkv.server.app import _LogLine
 from mlxkv.server.errors import ApiError
 from mlxkv.server.security import Access, Guard, is_loopback, read_body
 
@@ -94,6 +95,19 @@ def test_a_page_of_an_allowed_origin_may_read_the_answer_and_no_other() -> None:
     assert refused.status_code == 403
     assert "access-control-allow-origin" not in refused.headers
     assert "access-control-allow-origin" not in health.headers
+
+
+async def test_what_a_client_cost_that_left_is_not_said_to_be_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def pieces() -> AsyncGenerator[str]:
+        yield "a"
+        yield "b"
+
+    scope = {"type": "http", "path": "/v1/x", "headers": [(b"host", b"x")], "state": {"request_id": "req_1"}}
+    stream = _LogLine(Request(scope)).watch_stream(pieces())
+    with caplog.at_level("INFO"):
+        assert await anext(stream) == "a"
+        await stream.aclose()
+    assert "req_1 /v1/x left prompt=0 cached=- new=- - tok/s" in caplog.text
 
 
 def test_beyond_loopback_a_key_is_needed() -> None:
