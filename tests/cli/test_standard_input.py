@@ -18,6 +18,7 @@ from tests.cli.test_cli import Run, run  # noqa: F401  # a fixture
 from tests.store.fake import FakeCache, model
 
 
+@pytest.mark.slow
 def test_a_dash_is_standard_input_wherever_a_file_is_taken(
     run: Run,  # noqa: F811
     home: Path,

@@ -95,6 +95,7 @@ def chunks_of(monkeypatch: pytest.MonkeyPatch, each: Callable[[], object]) -> No
     monkeypatch.setattr(ModelRunner, "_feed", fed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["score", "choose"])
 async def test_replies_go_on_while_texts_are_scored(
     opened: mlxkv.AsyncModel, model: mlxkv.Model, monkeypatch: pytest.MonkeyPatch, kind: str
