@@ -92,10 +92,12 @@ groups_real := --group real
 groups_lint := --group test --group lint --group bench
 groups_train := --group train
 groups_bench := --group bench
+groups_ci := $(groups_lint) $(groups_docs) $(groups_release) $(groups_real)
 also_test := chat
 also_release := test chat
 also_lint := test chat bench
 also_bench := chat
+also_ci := test chat bench lint docs release real
 
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 EXACTLY := --constraint constraints.txt --build-constraint constraints.txt

@@ -114,15 +114,9 @@ def result_of(
 
 
 @hides(
-    "runner",
-    "identity",
-    "open_store_for_one_reply",
-    "batch_prompts",
-    "prefill_steps",
-    "score_steps",
-    "choose_steps",
+    "runner", "identity", "open_store_for_one_reply", "batch_prompts", "prefill_steps", "score_steps", "choose_steps",
     "scheduler",
-)
+)  # fmt: skip
 @copies("use the same one for all chats and prompt caches, and load it by its name in another process.")
 class Model:
     """A loaded model, which `mlxkv.load` returns.

@@ -370,7 +370,7 @@ def test_a_path_is_text_or_a_path_object(on: Any, tmp_path: Path, kind: Callable
 CLASSES = (mlxkv.Model, mlxkv.Chat, mlxkv.PromptCache)
 INTERNAL = {  # fed with what this library made; no place for a caller's value
     "cancel", "reuse", "rewind_target", "tokens_to_boundary", "advance", "begin_turn", "check_length", "checkpoint",
-    "recover", "answer_now", "make_room", "needs_room", "growth", "mark", "take_back",
+    "recover", "answer_now", "make_room", "needs_room", "growth", "live_nbytes_of", "mark", "take_back",
     "num_unattended", "layout",
     "begin_restore", "finish_restore", "check_model", "check_log", "in_use", "question", "open_store_for_one_reply",
     "batch_prompts", "prefill_steps", "scheduler", "add_turn", "begin_with", "close_with_model",

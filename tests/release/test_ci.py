@@ -25,7 +25,7 @@ CORES = os.sysconf("SC_NPROCESSORS_ONLN")
 TEST = f"test WORKERS=--numprocesses={CORES + 1} --dist=worksteal ARGS=-m 'not real'"
 AGAIN = "test WORKERS= ARGS=--last-failed --last-failed-no-failures=none -m 'not real'"
 REAL = "test ARGS=tests/real -k 'smollm2 or perplexity'"
-INSTALL = ".venv/ready-lint .venv/ready-docs .venv/ready-release .venv/ready-real"
+INSTALL = ".venv/ready-ci"
 CHECKS = "--keep-going lint docs installs"
 WEIGHTS = "real-models ARGS=smollm2"
 SUMMARY = "===== 7 passed, 3 skipped in 312.33s (0:05:12) ====="

@@ -1,7 +1,7 @@
-"""Kill a writer with SIGKILL before its n-th step on disk, for n = 1, 2, ... until it gets through; judge each time.
+"""Kill a writer with SIGKILL before its n-th step on disk, for each n until it gets through; judge each time.
 
 Run by test_crash.py as a process of its own, which forks the writers: importing MLX once is enough. Prints one JSON
-line at the end. Usage: python -m tests.store.crash_driver FOLDER
+line at the end. Usage: python -m tests.store.crash_driver FOLDER STRIDE, which is 1 for every n
 """
 
 from __future__ import annotations
@@ -86,12 +86,13 @@ def in_child(work: Callable[[], None]) -> int:
     return os.waitpid(pid, 0)[1]
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, stride: int) -> None:
     kills: list[str] = []
     while True:
         root = folder / str(len(kills))
         root.mkdir()
-        left, log = len(kills) + 1, root / "step"
+        number, log = (len(kills) + 1) * stride, root / "step"
+        left = number
 
         def before(found: str, log: Path = log) -> None:
             nonlocal left
@@ -103,9 +104,9 @@ def main(folder: Path) -> None:
         status = in_child(lambda root=root, before=before: write(root, before))
         if status == 0:
             break
-        assert os.WIFSIGNALED(status), f"the writer failed by itself before step {len(kills) + 1}"
+        assert os.WIFSIGNALED(status), f"the writer failed by itself before step {number}"
         step = log.read_text()
-        assert in_child(lambda root=root: check(root)) == 0, f"killed before step {len(kills) + 1}, {step!r}"
+        assert in_child(lambda root=root: check(root)) == 0, f"killed before step {number}, {step!r}"
         kills.append(step)
         shutil.rmtree(root)
     print(json.dumps({"kills": len(kills), "steps": {step: kills.count(step) for step in sorted(set(kills))}}))
@@ -113,4 +114,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     with no_waiting_for_the_disk():
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), int(sys.argv[2]))

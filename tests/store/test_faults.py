@@ -1,6 +1,6 @@
 """Every file operation fails once, in every way: nothing acknowledged is lost, the user is told, the next save works.
 
-In CI each point fails in one way, the ways in turn; MLXKV_THOROUGH=1 tries every way at every point.
+In CI every second point fails in one way, the ways in turn; MLXKV_THOROUGH=1 tries every way at every point.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def test_every_operation_fails_in_every_way(tmp_path: Path) -> None:
     points = num_points(tmp_path / "whole")
     tried: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
-    for n in range(1, points + 1):
-        for way in WAYS if THOROUGH else [WAYS[n % len(WAYS)]]:
+    for n in range(1, points + 1) if THOROUGH else range(2, points + 1, 2):
+        for way in WAYS if THOROUGH else [WAYS[n // 2 % len(WAYS)]]:
             root = tmp_path / "one"
             hit, ledger = run(root, n, way)
             if hit is None:
@@ -105,7 +105,7 @@ def test_every_operation_fails_in_every_way(tmp_path: Path) -> None:
             kinds[hit] += 1
             shutil.rmtree(root)
     print(f"{sum(tried.values())} faults at {points} points, {dict(tried)}, {dict(kinds)}: next save worked each time")
-    assert sum(tried.values()) >= (5 if THOROUGH else 0.9) * points
+    assert sum(tried.values()) >= (5 if THOROUGH else 0.45) * points
     assert set(kinds) >= {"create", "write", "fsync", "rename", "fsync folder", "mkdir", "commit", "unlink", "backup"}
 
 

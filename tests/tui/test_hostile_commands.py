@@ -41,7 +41,7 @@ def chats(home: Path) -> str:
     return session
 
 
-@pytest.mark.parametrize(("columns", "rows"), SIZES)
+@pytest.mark.parametrize(("columns", "rows"), SIZES if THOROUGH else SIZES[:1])
 def test_what_commands_print_is_harmless(chats: str, columns: int, rows: int, tmp_path: Path) -> None:
     file = tmp_path / "chat.md"
     for args, wanted in (
@@ -81,7 +81,7 @@ def caches(home: Path) -> None:
     (folder / "not.kv").write_bytes(encode_header([], {"mlxkv": text(RAW)}))
 
 
-@pytest.mark.parametrize(("columns", "rows"), SIZES)
+@pytest.mark.parametrize(("columns", "rows"), SIZES if THOROUGH else SIZES[:1])
 def test_what_prompt_caches_say_of_themselves_is_harmless(caches: None, columns: int, rows: int) -> None:
     for args, wanted in (
         (["cache", "ls"], "model PAY"),
