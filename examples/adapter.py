@@ -24,8 +24,8 @@ plain = mlxkv.load(name)
 # What `mlx_lm.lora --train` does, in short: 20 steps on one example.
 network, tokenizer = mlx_lm.load(str(plain.loaded.path))[:2]
 network.set_dtype(mx.float32)
-network.freeze()
-linear_to_lora_layers(network, 4, PARAMETERS)
+mx.random.seed(0)  # an adapter begins with random numbers
+linear_to_lora_layers(network.freeze(), 4, PARAMETERS)
 example = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
 ids = mx.array([tokenizer.apply_chat_template(example)])
 step = nn.value_and_grad(network, lambda m: nn.losses.cross_entropy(m(ids[:, :-1]), ids[:, 1:]).mean())
