@@ -128,7 +128,8 @@ class ModelRuntime:
                 module.clear()
             vars(model).clear()  # its traits, which have weights
         self._models.clear()
-        mx.clear_cache()
+        with suppress(RuntimeError):  # of a connection to another machine that was lost, and reported: MLX keeps it
+            mx.clear_cache()
 
     @property
     def model(self) -> Any:

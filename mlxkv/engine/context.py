@@ -10,7 +10,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -166,7 +166,8 @@ class EngineContext:
         gc.collect()
         import mlx.core as mx
 
-        mx.clear_cache()
+        with suppress(RuntimeError):  # as in `Runtime._free`
+            mx.clear_cache()
 
     # -- the chat ----------------------------------------------------------------------------------------------------
 

@@ -118,8 +118,8 @@ class Round:
         if "Traceback" in told:
             self.faults.append(told)
         said = self.error or told.strip()  # where MLX waits for ever, only the process can be ended
-        named = "localhost ended" in said if self.moment == "loading" else f"(rank {self.victim})" in said
-        if self.victim and not (said.endswith(".") and (named or f"(rank {self.victim})" in said)):
+        named = f"rank {self.victim}" in said or (self.moment == "loading" and "localhost ended" in said)
+        if self.victim and not (said.endswith(".") and named):
             self.faults.append(f"rank 0 said {self.error!r} with exit code {talker.wait()}")
 
 

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import threading
 
+import mlx.core as mx
 import pytest
 
+import mlxkv
 from mlxkv.distributed import stuck
 from mlxkv.distributed.stuck import end_if_stuck, place_of
 from mlxkv.errors import MachineError
@@ -16,6 +18,7 @@ from tests.distributed.ranks import ROOT
 
 _STUCK = """
 import threading
+import mlxkv
 from mlxkv.distributed import stuck
 from mlxkv.errors import MachineError
 stuck._SECONDS = 0.01
@@ -45,3 +48,13 @@ def test_the_place_of_a_thread_that_has_ended_is_none() -> None:
     done.join()
     assert done.ident is not None
     assert place_of(done.ident) is None
+
+
+def test_a_model_closes_though_mlx_keeps_the_error_of_a_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mlxkv.load("tutor")
+
+    def failed() -> None:
+        raise RuntimeError("[ring] Sending to socket 8 failed with errno 32")
+
+    monkeypatch.setattr(mx, "clear_cache", failed)
+    model.close()
