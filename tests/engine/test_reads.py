@@ -1,4 +1,4 @@
-"""What only reads is answered while a reply is written, and leaves the reply as it is."""
+"""What only reads is answered while a reply is written, and does not change the reply."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ class AsyncModel:
         return await self.run(lambda model: model.count(plain))
 
     async def score(self, text: str, *, cache: AsyncPromptCache | CacheConfig | None = None) -> Score:
-        """How probable `text` is, in chunks between which others' replies go on; see `Model.score`."""
+        """How probable `text` is, in chunks between which others' replies continue; see `Model.score`."""
         held = _held(cache)
         return await self._result(lambda model: model.score_steps(text, cache=held()))
 
@@ -277,7 +277,7 @@ class AsyncModel:
         save_to: str | os.PathLike[str] | None = None,
         timeout: float | None = None,
     ) -> AsyncPromptCache:
-        """Prefill text or token ids into a prompt cache, in chunks between which others' replies go on; see
+        """Prefill text or token ids into a prompt cache, in chunks between which others' replies continue; see
         `Model.prefill`. `timeout`: seconds; then a TimeoutError is raised.
         """
         plain: Any = plain_prompt(prompt)
