@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mlx_lm.models.pipeline import PipelineMixin
-
 from mlxkv.cache.planning.probe import leaves
 from mlxkv.cache.planning.traits import native_cache, traits_of
 from mlxkv.distributed.group import Wish
@@ -160,6 +158,8 @@ def _own_part(model: Any, sinks: Sequence[Any], entries: Sequence[int]) -> tuple
 
 
 def _pipelined(model: Any) -> Any:
+    from mlx_lm.models.pipeline import PipelineMixin
+
     modules = model.modules() if hasattr(model, "modules") else ()
     return next((module for module in modules if isinstance(module, PipelineMixin)), None)
 

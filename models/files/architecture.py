@@ -16,6 +16,7 @@ from mlxkv.device import current_device
 from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError, escaped
 from mlxkv.models.catalogue import catalogue, suggestions
 from mlxkv.models.files.text_part import text_config
+from mlxkv.system import transformers_names
 from mlxkv.system.regular_file import check_regular, parse_json, read_bytes, reason
 
 MAX_JSON = 32 << 20  # bytes; quantized mixtures list every layer, which is a few MB
@@ -107,6 +108,7 @@ def model_classes(config: dict[str, Any], name: str) -> tuple[Any, Any]:
             f"{name} requires running its own program {escaped(config['model_file'])}, which mlxkv never "
             "does; use a model with an architecture that mlx-lm has."
         )
+    transformers_names.keep()
     from mlx_lm.utils import _get_classes
 
     try:
