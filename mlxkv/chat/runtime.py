@@ -128,7 +128,7 @@ class ModelRuntime:
                 module.clear()
             vars(model).clear()  # its traits, which have weights
         self._models.clear()
-        with suppress(RuntimeError):  # of a connection to another machine that was lost, and reported: MLX keeps it
+        if self.loaded.machines is None or not self.loaded.machines.is_lost:
             mx.clear_cache()
 
     @property

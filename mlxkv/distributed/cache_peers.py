@@ -63,7 +63,7 @@ class CachePeers:
         if self._is_telling:
             yield
             return
-        with shielded():
+        with self._link.held(), shielded():
             self._is_telling = True
             try:
                 self._link.send(op, self.number, a, b, ids)
@@ -78,7 +78,7 @@ class CachePeers:
 
     def fed(self, ids: Sequence[int]) -> None:
         if len(self._log) + len(ids) > self._num_told and not self._is_telling:
-            with shielded():
+            with self._link.held(), shielded():
                 self._link.send(Op.ADVANCE, self.number, ids=list(ids))
                 self._num_told = len(self._log) + len(ids)
 
@@ -114,7 +114,6 @@ class CachePeers:
             finally:
                 texts = zip(self._link.names, self._link.texts(""), strict=True)
                 failed += [f"{name}: {text}" for name, text in texts if text]
-        self._link.rest()
 
     @contextmanager
     def restoring(
@@ -124,7 +123,6 @@ class CachePeers:
         table = json.dumps({"session": key, "held": held, "prefill_tps": prefill_tps}).encode()
         with self._telling(Op.RESTORE, len(table), ids=[*table, *ids]):
             yield self._link.agree
-        self._link.rest()
 
 
 def log_numbers(log: TokenLog) -> tuple[int, int]:

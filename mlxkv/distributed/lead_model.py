@@ -60,7 +60,7 @@ class LeadModel:
 
     @contextmanager
     def running(self, cache: PromptCache, *, compares: bool = False) -> Iterator[None]:
-        """In here the model is called on `cache`. At the end the others may rest.
+        """In here the model is called on `cache`. At the end the others rest.
 
         Args:
             compares: compare the logs of all processes first.
@@ -70,11 +70,7 @@ class LeadModel:
         """
         if not isinstance(cache.peers, CachePeers):
             raise CacheError(_ANOTHER)
-        if compares:
-            cache.peers.compare()
-        try:
+        with self._link.held():
+            if compares:
+                cache.peers.compare()
             yield
-        except RuntimeError as error:  # how MLX reports a lost connection
-            raise self._link.lost(error) from error
-        finally:
-            self._link.rest()

@@ -2,7 +2,8 @@
 
 Every process sums: rank 0 its numbers, the others zeros. An operation is a message of fixed size and, where it says so,
 a second one with its numbers. Collectives must run in the same order everywhere, so a model call that rank 0 has only
-begun is evaluated before the next message (`pending`). On the MLX thread.
+begun is evaluated before the next message (`pending`). MLX raises the error of a lost connection in whatever it
+evaluates next, so nothing is left in flight when rank 0 turns to other work (`held`). On the MLX thread.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ class Link:
 
     Attributes:
         names: of the machines, by rank.
+        is_cut: a connection is closed, which this process's thread need not know yet. Any thread.
+        is_lost: it knows that one is gone.
     """
 
     def __init__(self, group: Any, caller: Caller | None = None) -> None:
@@ -101,8 +104,9 @@ class Link:
         self._thread = threading.get_ident()
         self._pending: Callable[[], Any] | None = None
         self._dropped: list[int] = []
+        self._num_holders = 0
         self._num_caches = 0
-        self.is_lost, self._why = False, None
+        self.is_cut, self.is_lost, self._why = False, False, None
         self.names = [f"rank {rank}" for rank in range(self.size)]
         own, release = machine_name().encode()[:64], zlib.crc32(version("mlxkv").encode()) >> 1
         table = self._gathered([release, len(own), *own, *[0] * (64 - len(own))])
@@ -141,11 +145,33 @@ class Link:
         """`pending` makes the arrays that have to be evaluated before the next message, as the others do."""
         self._pending = pending
 
-    def rest(self) -> None:
-        """Let the others sleep until the next message, if something can wake them."""
-        if self._caller is not None and not self._rests and not self.is_lost:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Messages are sent in here. At the outermost end all is computed, and the others sleep until the next one.
+
+        Raises:
+            MachineError: one is gone.
+        """
+        self._num_holders += 1
+        try:
+            yield
+        except MlxkvError:
+            raise
+        except RuntimeError as error:  # how MLX reports a lost connection
+            raise self.lost(error) from error
+        finally:
+            self._num_holders -= 1
+            if not self._num_holders and not self._rests and not self.is_lost:
+                with shielded():
+                    self._settle()
+
+    def _settle(self) -> None:
+        if self._caller is None:
+            self._before()
+        else:
             self.send(Op.REST)
-            self._rests = True
+        self._guarded(lambda: mx.synchronize(mx.default_stream(mx.cpu)))  # type: ignore[arg-type]
+        self._rests = self._caller is not None
 
     def end(self) -> None:
         """Let the other processes end; errors do not matter any more. Those with a pipe end when it closes."""
@@ -224,14 +250,14 @@ class Link:
 
     @property
     def place(self) -> object:
-        """Where this process's thread is; None: it needs no other process, or knows that one is gone. Any thread."""
-        return None if self._rests or self.is_lost else place_of(self._thread)
+        """Where this process's thread is; None: it needs no other process now. Any thread."""
+        return None if self._rests else place_of(self._thread)
 
     # ----------------------------------------------------------------------------------------------------------------
 
     def check_connected(self) -> None:
         """Raises MachineError: another process is known to be gone."""
-        if self.is_lost or (self._caller is not None and self._caller.is_broken):
+        if self.is_lost or self.is_cut or (self._caller is not None and self._caller.is_broken):
             raise self.lost()
 
     def _before(self) -> None:

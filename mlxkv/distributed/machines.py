@@ -41,6 +41,11 @@ class Machines:
     split: Split
 
     @property
+    def is_lost(self) -> bool:
+        """Whether one is known to be gone. MLX may then raise in, or wait for ever in, whatever it computes."""
+        return self.link.is_lost
+
+    @property
     def description(self) -> str:
         """Such as "tensor split between studio and air"."""
         names = self.link.names
@@ -60,11 +65,11 @@ class Machines:
         """
         number = self.link.new_number()
         table = {"config": asdict(config), "pinned": num_pinned}
-        self.link.send(Op.NEW, number, ids=list(json.dumps(table).encode()))
-        plan = agreed_plan(self.link, config, num_pinned, budget, used)
-        cache = PromptCache(plan, model, files)
-        CachePeers(self.link, number, cache)
-        self.link.rest()
+        with self.link.held():
+            self.link.send(Op.NEW, number, ids=list(json.dumps(table).encode()))
+            plan = agreed_plan(self.link, config, num_pinned, budget, used)
+            cache = PromptCache(plan, model, files)
+            CachePeers(self.link, number, cache)
         return cache
 
     def close(self, store: str | None, sessions: Sequence[str]) -> None:
@@ -74,11 +79,10 @@ class Machines:
             store, sessions: the id of rank 0's store and all sessions it has: the others delete the rows of those that
                 are gone. None: it was not opened.
         """
-        if not self.link.is_lost:
-            with suppress(MachineError):
+        if not self.is_lost:
+            with suppress(MachineError), self.link.held():
                 self.link.send(Op.UNLOAD, ids=list(json.dumps({"store": store, "sessions": list(sessions)}).encode()))
                 self.link.agree(0)
-                self.link.rest()
 
 
 def agreed_plan(link: Link, config: CacheConfig, num_pinned: int, budget: Budget, used: int) -> CachePlan:

@@ -62,13 +62,17 @@ def joined(joining: AbstractContextManager[None] | None = None) -> Link | None:
             group = join_group()
         if group is None:
             return None
-        connections.watch(
-            lambda: end_if_stuck(
+
+        def when_lost() -> None:
+            if _joined:
+                _joined[0].is_cut = True
+            end_if_stuck(
                 lambda: _joined[0].place if _joined else place_of(thread),
                 lambda: _joined[0].lost() if _joined else MachineError(_LOST),
-                lambda: control is not None and control.is_closing,
+                lambda: (control is not None and control.is_closing) or (bool(_joined) and _joined[0].is_lost),
             )
-        )
+
+        connections.watch(when_lost)
         link = Link(group, control)
         if control is not None:
             control.watch(connections)
@@ -116,9 +120,9 @@ def load_together(
         names = [name]  # its own path; models that are loaded later have rank 0's name
         follow(link, lambda table, split: load(names.pop() if names else table["name"], split), folders=folders)
     table = {"name": name, "distributed": wish, "limited": limited, "adapter": adapter}
-    link.send(Op.LOAD, ids=list(json.dumps(table).encode()))
-    loaded, split = load_split(link, name, wish, lambda split: load(name, split))
-    link.rest()
+    with link.held():
+        link.send(Op.LOAD, ids=list(json.dumps(table).encode()))
+        loaded, split = load_split(link, name, wish, lambda split: load(name, split))
     return replace(loaded, machines=Machines(link, split))
 
 

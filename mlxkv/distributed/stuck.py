@@ -25,14 +25,14 @@ def end_if_stuck(place: Callable[[], object], lost: Callable[[], MachineError], 
     """Once a connection is lost: end this process in a sentence if the thread that needs it stays at one place.
 
     Args:
-        place: where that thread is; None: it needs no other process, or knows that one is gone.
-        is_over: whether this process ends anyway.
+        place: where that thread is; None: it needs no other process now, but may have begun to when it is asked next.
+        is_over: whether that thread knows of the loss, or this process ends anyway.
     """
     before, num_equal = place(), 0
-    while before is not None and not is_over():
+    while not is_over():
         threading.Event().wait(_SECONDS / _LOOKS)
         now = place()
-        num_equal = num_equal + 1 if now == before else 0
+        num_equal = num_equal + 1 if now is not None and now == before else 0
         before = now
         if num_equal == _LOOKS:
             end_at_once(str(lost()))

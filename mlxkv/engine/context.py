@@ -10,7 +10,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -157,6 +157,7 @@ class EngineContext:
 
     def unload_model(self) -> None:
         """Release all memory of the model: two models at once may not fit."""
+        machines = None if self.model is None else self.model.loaded.machines
         try:
             self.close_chat()
             if self.model is not None:
@@ -164,9 +165,9 @@ class EngineContext:
         finally:
             self.model = None
         gc.collect()
-        import mlx.core as mx
+        if machines is None or not machines.is_lost:
+            import mlx.core as mx
 
-        with suppress(RuntimeError):  # as in `Runtime._free`
             mx.clear_cache()
 
     # -- the chat ----------------------------------------------------------------------------------------------------

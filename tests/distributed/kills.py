@@ -72,6 +72,8 @@ class Round:
             else:
                 self._kill(talker, lines, pids)
             self._judge(talker, pids)
+            with suppress(OSError):  # what it did not read any more
+                talker.stdin.close()
 
     def _kill(self, talker: subprocess.Popen[str], lines: Iterator[dict[str, Any]], pids: list[int]) -> None:
         assert talker.stdin is not None

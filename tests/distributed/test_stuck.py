@@ -6,10 +6,8 @@ import subprocess
 import sys
 import threading
 
-import mlx.core as mx
 import pytest
 
-import mlxkv
 from mlxkv.distributed import stuck
 from mlxkv.distributed.stuck import end_if_stuck, place_of
 from mlxkv.errors import MachineError
@@ -17,27 +15,31 @@ from mlxkv.system.supervisor import ENDED_AT_ONCE
 from tests.distributed.ranks import ROOT
 
 _STUCK = """
+import sys
 import threading
-import mlxkv
 from mlxkv.distributed import stuck
 from mlxkv.errors import MachineError
 stuck._SECONDS = 0.01
 waiting = threading.Thread(target=threading.Event().wait, daemon=True)
 waiting.start()
 lost = lambda: MachineError("The connection to studio was lost.")
-stuck.end_if_stuck(lambda: stuck.place_of(waiting.ident), lost, lambda: False)
+rests = [None] * int(sys.argv[1])
+stuck.end_if_stuck(lambda: rests.pop() if rests else stuck.place_of(waiting.ident), lost, lambda: False)
 """
 
 
-def test_a_thread_that_waits_for_ever_is_ended_in_a_sentence() -> None:
-    done = subprocess.run([sys.executable, "-c", _STUCK], cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("num_looks_at_rest", [0, 20])
+def test_a_thread_that_waits_for_ever_is_ended_in_a_sentence(num_looks_at_rest: int) -> None:
+    command = [sys.executable, "-c", _STUCK, str(num_looks_at_rest)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (ENDED_AT_ONCE, "mlxkv: The connection to studio was lost.\n")
 
 
 def test_a_thread_that_goes_on_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stuck, "_SECONDS", 0.01)
-    places = iter([*range(30), None])
-    end_if_stuck(lambda: next(places), lambda: MachineError("no"), lambda: False)
+    places = iter([*range(30), *[None] * 30])
+    ends = iter([*[False] * 50, True])
+    end_if_stuck(lambda: next(places), lambda: MachineError("no"), lambda: next(ends))
     ends = iter([*[False] * 5, True])
     end_if_stuck(lambda: "here", lambda: MachineError("no"), lambda: next(ends))
 
@@ -48,13 +50,3 @@ def test_the_place_of_a_thread_that_has_ended_is_none() -> None:
     done.join()
     assert done.ident is not None
     assert place_of(done.ident) is None
-
-
-def test_a_model_closes_though_mlx_keeps_the_error_of_a_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = mlxkv.load("tutor")
-
-    def failed() -> None:
-        raise RuntimeError("[ring] Sending to socket 8 failed with errno 32")
-
-    monkeypatch.setattr(mx, "clear_cache", failed)
-    model.close()
