@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from mlxkv.errors import ConfigError, PromptError, first_line, shortened
+from mlxkv.errors import ConfigError, MlxkvError, PromptError, first_line, shortened
 from mlxkv.stats import bytes_text
 from mlxkv.system.regular_file import read_bytes, reason
 from mlxkv.system.streams import read_input
@@ -128,7 +128,7 @@ def input_bytes(stdin: TextIO) -> BinaryIO:
 
 @contextmanager
 def as_file(path: Path) -> Iterator[Path]:
-    """The file of an argument: `path`, or for `-` a temporary file with all of standard input.
+    """The file of an argument: `path`, or for `-` a temporary file with all of standard input, which errors call so.
 
     Raises:
         PromptError: nothing comes from standard input, or it cannot be copied.
@@ -137,7 +137,7 @@ def as_file(path: Path) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="mlxkv-") as folder:
-        copy = Path(folder, "standard input")  # a message names it
+        copy = Path(folder, "standard input")
         try:
             with copy.open("xb") as file:
                 if not sys.stdin.isatty():
@@ -147,7 +147,12 @@ def as_file(path: Path) -> Iterator[Path]:
             raise PromptError(f"Standard input cannot be copied to {folder} ({reason(error)}); give a file.") from error
         if not size:
             raise PromptError(_NOTHING)
-        yield copy
+        try:
+            yield copy
+        except MlxkvError as error:
+            text = str(error).replace(str(copy), copy.name)
+            error.args = (f"{text[:1].upper()}{text[1:]}",)
+            raise
 
 
 def read_text(path: Path) -> str:

@@ -31,7 +31,8 @@ def test_a_dash_is_standard_input_wherever_a_file_is_taken(
     whole = run("chats", "export", "sky", "--format", "json", "-o", "-").out
     assert not Path("-").exists()
     assert run("chats", "import", "-", stdin=whole).out == "Imported 0 chats of mlxkv; skipped 1 already here.\n"
-    assert "standard input is not a chat that can be imported" in run("chats", "import", "-", stdin="{}").err
+    assert run("chats", "import", "-", stdin="{}").err.startswith("mlxkv: Standard input is not a chat that can be")
+    assert run("cache", "import", "x", "-", stdin="{}").err.startswith("mlxkv: Standard input is ")
     data = (prompts / "book.kv").read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     cache_import("copy", Path("-"))
@@ -39,7 +40,11 @@ def test_a_dash_is_standard_input_wherever_a_file_is_taken(
     for value, read in (("be brief", text_or_file), ('{"type": "string"}', lambda _: schema_file(Path("-")))):
         monkeypatch.setattr(sys, "stdin", io.StringIO(value))
         assert read("@-") in (value, {"type": "string"})
-    assert "names fewer than two hosts" in run("-p", "hi", "--hosts", "-", stdin="[]").err
+    for args in (("-p", "hi"), ("doctor",)):
+        assert run(*args, "--hosts", "-", stdin="[]").err.startswith(
+            "mlxkv: Standard input names fewer than two hosts;"
+        )
+        assert "The hostfile standard input cannot" in run(*args, "--hosts", "-", stdin="{").err
     for args in (
         ("chats", "import", "-"),
         ("-p", "hi", "-s", "@-"),
