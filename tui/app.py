@@ -44,7 +44,7 @@ from mlxkv.tui.state.key_presses import Act, Presses, Situation
 from mlxkv.tui.state.lists import choice_lists
 from mlxkv.tui.state.prompt.prompt_history import History
 from mlxkv.tui.terminal_signals import HasTitle, attention
-from mlxkv.tui.theme import theme_colours
+from mlxkv.tui.theme import theme_colours, with_readable_row
 from mlxkv.tui.widgets.prompt import Prompt
 
 DRAIN, SLOW_DRAIN, SLOWEST_DRAIN = 0.1, 0.2, 2.0  # seconds between two drains: see `_schedule_drain`
@@ -56,6 +56,7 @@ class ChatApp(App[int], inherit_bindings=False):
     TITLE = "mlxkv"
     CSS = """
     Screen { background: $background; }
+    .-few-colours Prompt .text-area--placeholder { text-style: dim; }
     .-few-colours OptionList > .option-list--option-highlighted,
     .-few-colours OptionList:focus > .option-list--option-highlighted { color: black; }
     .-few-colours OptionList:light > .option-list--option-highlighted,
@@ -108,6 +109,9 @@ class ChatApp(App[int], inherit_bindings=False):
         self.takes_keys = threading.Event()  # for the driver: the prompt has the focus
         self.chat = ChatScreen(suggestions, self.state, self.history, self._send_commands)
         self.transcript, self.prompt = self.chat.transcript, self.chat.prompt
+
+    def get_css_variables(self) -> dict[str, str]:
+        return with_readable_row(super().get_css_variables())
 
     def get_default_screen(self) -> Screen[None]:
         return self.chat

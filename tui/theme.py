@@ -1,4 +1,4 @@
-"""Colours of the transcript from a Textual theme. UI thread."""
+"""Colours that a Textual theme leaves open: those of the transcript, and of a selected row. UI thread."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from textual.color import Color, ColorParseError
 
 from mlxkv.tui.contrast import readable
 from mlxkv.tui.markdown.block_renderer import CodeTheme, Colours
+
+_ROW = "block-cursor-"  # the selected row of a list; its colours are variables of a theme
+
+
+def with_readable_row(variables: Mapping[str, str]) -> dict[str, str]:
+    """A theme's variables, with a selected row that can be read."""
+    background = Color.parse(variables[f"{_ROW}background"])
+    if background.ansi is not None:
+        return dict(variables)
+    try:
+        text = Color.parse(variables[f"{_ROW}foreground"])
+    except ColorParseError:  # "auto"
+        text = background.get_contrast_text(1.0)
+    return {**variables, f"{_ROW}foreground": readable(text, background).hex6}
 
 
 def theme_colours(variables: Mapping[str, str], dark: bool, ansi: bool, joined_emoji: bool = False) -> Colours:

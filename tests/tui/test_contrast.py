@@ -13,7 +13,7 @@ from mlxkv.config import Settings
 from mlxkv.protocol.commands import OpenChat
 from mlxkv.tui.contrast import READABLE, contrast, readable
 from mlxkv.tui.markdown.code import highlight
-from mlxkv.tui.theme import theme_colours
+from mlxkv.tui.theme import theme_colours, with_readable_row
 from tests.tui.fake_engine import STATUS, FakeEngine
 from tests.tui.window import Window, window
 
@@ -43,6 +43,18 @@ def test_the_transcript_can_be_read_in_every_theme(name: str) -> None:
     assert {c: contrast(Color.parse(c), background) for c in shown if _is_faint(c, background)} == {}
 
 
+@pytest.mark.parametrize("name", BUILTIN_THEMES)
+def test_the_selected_row_can_be_read_in_every_theme(name: str) -> None:
+    theme = BUILTIN_THEMES[name]
+    given = theme.to_color_system().generate()
+    made = with_readable_row(given)
+    if theme.ansi:
+        assert made == given
+        return
+    row = Color.parse(made["block-cursor-foreground"]), Color.parse(made["block-cursor-background"])
+    assert contrast(*row) >= READABLE
+
+
 def _is_faint(colour: str, background: Color) -> bool:
     return contrast(Color.parse(colour), background) < READABLE
 
@@ -60,9 +72,10 @@ def faint(w: Window) -> set[str]:
     return found
 
 
-async def test_what_the_light_theme_paints_can_be_read() -> None:
+@pytest.mark.parametrize("theme", ["textual-light", "textual-dark"])
+async def test_what_a_theme_paints_can_be_read(theme: str) -> None:
     engine = FakeEngine(manual=True)
-    async with window(engine, size=(120, 40), settings=Settings(theme="textual-light")) as w:
+    async with window(engine, size=(120, 40), settings=Settings(theme=theme)) as w:
         w.app.state.submit(OpenChat("c1"))
         await w.until(lambda: w.app.state.transcript.messages)
         engine.say([replace(STATUS, cache_tokens=25_000)])  # the gauge warns
@@ -74,6 +87,14 @@ async def test_what_the_light_theme_paints_can_be_read() -> None:
         await w.ask("and then?")
         w.app.prompt.insert("/")
         await w.until(lambda: "waiting for the current reply" in w.screen() and "start a new chat" in w.screen())
+        assert faint(w) == set()
+
+
+@pytest.mark.parametrize("theme", ["textual-dark", "gruvbox", "solarized-light"])
+async def test_a_selected_row_can_be_read(theme: str) -> None:
+    async with window(size=(120, 40), settings=Settings(theme=theme)) as w:
+        await w.ask("/set")
+        await w.until(lambda: "Model to start with" in w.screen())
         assert faint(w) == set()
 
 

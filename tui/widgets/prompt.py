@@ -54,8 +54,8 @@ class Prompt(TextArea):
         background: $background;
         scrollbar-size-vertical: 1;
         & .text-area--cursor-line { background: $background; }
-        & .text-area--placeholder { color: $text-muted; text-style: dim; }
-        &:light .text-area--placeholder { text-style: none; }
+        & .text-area--placeholder { color: $text-muted; }
+        &:nocolor .text-area--placeholder, &:ansi .text-area--placeholder { text-style: dim; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
