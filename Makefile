@@ -20,8 +20,9 @@ help:
 	@echo "make screenshots   the pictures of README.md and docs/chat.md"
 	@echo "make docs    the documentation site, in build/site; ARGS=serve shows it on this machine"
 	@echo "make real-models   fetch and convert SmolLM2 135M and Gemma 3 270M, for the tests marked real"
+	@echo "make test-real   the tests on SmolLM2's weights, which it makes first"
 	@echo "make dist    build the sdist and the wheel into dist/, and check them"
-	@echo "make installs      install them with uv, pipx and pip, each in an empty home"
+	@echo "make installs      install them with uv and pipx, each in an empty home, and the checkout with pip"
 	@echo "make tutor   train the built-in model anew; make tutor-eval measures it"
 	@echo "make clean   remove all that these made"
 
@@ -53,6 +54,11 @@ figures: $(VENV)/ready-bench
 real-models: $(VENV)/ready-real
 	@$(BIN)/python -m bench.real_weights $(ARGS)
 
+# Their own cache of failures is none: .ci/run runs them beside the others.
+test-real:
+	@$(MAKE) real-models ARGS=smollm2
+	@$(MAKE) test WORKERS= ARGS="-p no:cacheprovider tests/real -k 'smollm2 or perplexity'"
+
 docs: $(VENV)/ready-docs
 	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees docs build/site
 	@echo "make: the site is in build/site; open build/site/index.html"
@@ -65,7 +71,10 @@ dist: $(VENV)/ready-release
 	@$(BIN)/python packaging/distributions.py dist
 
 installs: dist
-	@$(BIN)/python packaging/installs.py uv=$$(ls dist/*.tar.gz) pipx=$$(ls dist/*.whl) pip=$$(ls dist/*.whl) $(ARGS)
+	@$(BIN)/python packaging/installs.py uv=$$(ls dist/*.tar.gz) pipx=$$(ls dist/*.whl) $(ARGS)
+	@rm -rf build/with-pip
+	@echo "What is a KV cache?" | $(MAKE) --silent UV= VENV=build/with-pip ARGS=--no-save chat | tee build/reply.txt
+	@grep --quiet "keys and values" build/reply.txt
 
 # Three quarters of an hour on two cores. ARGS go to the training: make tutor ARGS="--steps 100".
 tutor: $(VENV)/ready-train
@@ -79,7 +88,7 @@ clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache snapshot_report.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help chat test lint bench real-models screenshots docs dist installs bench-full figures tutor tutor-eval clean
+.PHONY: help chat test lint bench real-models test-real screenshots docs dist installs bench-full figures tutor tutor-eval clean
 
 # -- what they need: a virtual environment, and a stamp in it for each set of packages that is installed -----------
 # All of it speaks on stderr and leaves stdin alone: both belong to the chat in `echo question | make -s chat`.
@@ -113,6 +122,12 @@ else
 	@$(PIP) install $(EXACTLY) $(groups_$*) --editable . >&2 </dev/null
 endif
 	@touch $@ $(addprefix $(VENV)/ready-,$(also_$*)) # whose packages are among these
+
+# For .ci/run: uv in a folder of its own, which PATH can name.
+build/uv/uv:
+	@$(PYTHON) -m venv --clear build/uv/env >&2
+	@build/uv/env/bin/python -m pip --quiet install --constraint constraints.txt uv >&2
+	@ln -s env/bin/uv $@
 
 # Made anew where it is missing or its Python is gone.
 ifneq ($(shell $(BIN)/python -c "print('works')" 2>/dev/null),works)

@@ -18,31 +18,35 @@ ROOT = Path(__file__).resolve().parents[2]
 MAKE = """#!/bin/sh
 echo "make $*"
 if [ "$*" = "$STOPS" ]; then kill $PPID; fi
-case "$*" in test*) printf '%s\\n' "$PYTEST" ;; esac
+case "$*" in test-real) printf '%s\\n' "$REAL" ;; test*) printf '%s\\n' "$PYTEST" ;; esac
 if printf '%s\\n' "$FAILS" | grep -qxF -e "$*"; then exit 2; fi
 """
 CORES = os.sysconf("SC_NPROCESSORS_ONLN")
 TEST = f"test WORKERS=--numprocesses={CORES + 1} --dist=worksteal ARGS=-m 'not real'"
 AGAIN = "test WORKERS= ARGS=--last-failed --last-failed-no-failures=none -m 'not real'"
-REAL = "test ARGS=tests/real -k 'smollm2 or perplexity'"
-INSTALL = ".venv/ready-ci"
+REAL = "test-real"
+UV, INSTALL = "build/uv/uv", ".venv/ready-ci"
 CHECKS = "--keep-going lint docs installs"
-WEIGHTS = "real-models ARGS=smollm2"
 SUMMARY = "===== 7 passed, 3 skipped in 312.33s (0:05:12) ====="
 SKIPPED = "SKIPPED [3] tests/conftest.py:41: shared/testdata is not beside this checkout: no real weights"
 
 
-def run(folder: Path, *fails: str, prints: str = "", stops: str = "") -> tuple[int, str, list[str]]:
-    """`.ci/run` in `folder`, where these commands of make fail, pytest prints that, and a signal comes during `stops`:
-    exit code, output, its lines."""
+def run(
+    folder: Path, *fails: str, prints: str = "", real: str = "", stops: str = "", has_uv: bool = True
+) -> tuple[int, str, list[str]]:
+    """`.ci/run` in `folder`, where these commands of make fail, pytest prints that, also on real weights, and a signal
+    comes during `stops`: exit code, output, its lines."""
     programs = folder / "programs"
     programs.mkdir()
-    (programs / "make").write_text(MAKE, encoding="utf-8")
-    (programs / "make").chmod(0o755)
+    for name, program in (("make", MAKE), *([("uv", "")] if has_uv else [])):
+        (programs / name).write_text(program, encoding="utf-8")
+        (programs / name).chmod(0o755)
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
-    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "FAILS": "\n".join(fails) or "none", "PYTEST": prints, "STOPS": stops}
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(programs), "/usr/bin", "/bin"]),
+        "FAILS": "\n".join(fails) or "none", "PYTEST": prints, "REAL": real, "STOPS": stops,
+    }  # fmt: skip
     done = subprocess.run(
         [folder / ".ci" / "run"], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -54,7 +58,7 @@ def test_it_passes_where_everything_does(tmp_path: Path) -> None:
     code, output, lines = run(tmp_path)
     assert code == 0, output
     assert [line for line in lines if line.startswith("make ")] == [
-        f"make {command}" for command in (INSTALL, TEST, CHECKS, WEIGHTS, REAL)
+        f"make {command}" for command in (INSTALL, TEST, CHECKS, REAL)
     ]
     assert lines[-1].startswith("== passed in ")
 
@@ -67,16 +71,23 @@ def test_a_failure_of_lint_the_site_or_the_packages_ends_it(tmp_path: Path) -> N
     assert lines[-1].startswith("== failed after ")
 
 
-def test_without_the_weights_it_ends(tmp_path: Path) -> None:
-    code, _, lines = run(tmp_path, WEIGHTS)
+def test_a_failure_on_real_weights_ends_it(tmp_path: Path) -> None:
+    code, _, lines = run(tmp_path, REAL, real="E  assert 7 == 8")
     assert code == 1
-    assert f"make {REAL}" not in lines
-    assert lines[-3] == "Failed: make real-models."
+    assert "E  assert 7 == 8" in lines
+    assert lines[-3] == "Failed: make test-real; see above."
 
 
-@pytest.mark.parametrize("command", [INSTALL, REAL])
-def test_each_other_failure_ends_it(command: str, tmp_path: Path) -> None:
-    code, _, lines = run(tmp_path, command)
+@pytest.mark.skipif(Path("/usr/bin/uv").exists(), reason="there is always uv here")
+def test_without_uv_it_is_installed_first(tmp_path: Path) -> None:
+    code, _, lines = run(tmp_path, has_uv=False)
+    assert code == 0
+    assert [line for line in lines if line.startswith("make ")][:2] == [f"make {UV}", f"make {INSTALL}"]
+
+
+@pytest.mark.parametrize(("command", "has_uv"), [(UV, False), (INSTALL, True)])
+def test_a_failure_to_install_ends_it(command: str, has_uv: bool, tmp_path: Path) -> None:
+    code, _, lines = run(tmp_path, command, has_uv=has_uv)
     assert code == 2
     assert [line for line in lines if line.startswith("make ")][-1] == f"make {command}"
     assert lines[-1].startswith("== failed after ")
@@ -91,7 +102,7 @@ def test_what_failed_side_by_side_has_to_fail_alone(tmp_path: Path) -> None:
 def test_what_fails_alone_too_ends_it(tmp_path: Path) -> None:
     code, _, lines = run(tmp_path, TEST, AGAIN)
     assert code == 2
-    assert f"make {REAL}" not in lines
+    assert lines[-1].startswith("== failed after ")
 
 
 @pytest.mark.parametrize("line", ["INTERNALERROR> Traceback", "!!!!! Interrupted: 1 error during collection !!!!!"])
@@ -109,7 +120,7 @@ def test_a_signal_is_no_pass(tmp_path: Path) -> None:
 
 
 def test_a_skipped_test_on_real_weights_ends_it(tmp_path: Path) -> None:
-    code, _, lines = run(tmp_path, prints=SKIPPED)
+    code, _, lines = run(tmp_path, real=SKIPPED)
     assert code == 1
     assert lines[-3] == "None of these may be skipped."
 
