@@ -22,7 +22,7 @@ help:
 	@echo "make real-models   fetch and convert SmolLM2 135M and Gemma 3 270M, for the tests marked real"
 	@echo "make test-real   the tests on SmolLM2's weights, which it makes first"
 	@echo "make dist    build the sdist and the wheel into dist/, and check them"
-	@echo "make installs      install them with uv and pipx, each in an empty home, and the checkout with pip"
+	@echo "make installs      install the sdist with uv in an empty home, and the checkout with pip"
 	@echo "make tutor   train the built-in model anew; make tutor-eval measures it"
 	@echo "make clean   remove all that these made"
 
@@ -71,7 +71,7 @@ dist: $(VENV)/ready-release
 	@$(BIN)/python packaging/distributions.py dist
 
 installs: dist
-	@$(BIN)/python packaging/installs.py uv=$$(ls dist/*.tar.gz) pipx=$$(ls dist/*.whl) $(ARGS)
+	@$(BIN)/python packaging/installs.py uv=$$(ls dist/*.tar.gz) $(ARGS)
 	@rm -rf build/with-pip
 	@echo "What is a KV cache?" | $(MAKE) --silent UV= VENV=build/with-pip ARGS=--no-save chat | tee build/reply.txt
 	@grep --quiet "keys and values" build/reply.txt

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 
 import pytest
@@ -15,10 +14,11 @@ import safetensors
 from mlxkv.errors import ModelFileError
 from mlxkv.safetensors.header import ITEM_SIZES, Header, read_header
 from tests.safetensors_files import encode
+from tests.thorough import THOROUGH
 
 pytestmark = pytest.mark.slow
 
-COUNT = 100_000 if os.environ.get("MLXKV_THOROUGH") else 2_000
+COUNT = 100_000 if THOROUGH else 2_000
 PIECES = [
     b'"', b"{", b"}", b"[", b"]", b",", b":", b"0", b"1", b"9", b"-", b".", b"e", b"E", b"\\u0061", b"\\ud800", b"null",
     b"true", b"NaN", b"dtype", b"shape", b"data_offsets", b"__metadata__", b"F32", b"U8", b"F4", b"F64", b" ", b"\n",

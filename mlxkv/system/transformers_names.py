@@ -17,9 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mlxkv.system.regular_file import write_private
+from mlxkv.system.regular_file import read_json, write_private
 
 Names = dict[frozenset[str], dict[str, set[str]]]  # by what they need, and by the module that has them
+_MOST_BYTES = 16 << 20
 _MODULE, _FUNCTION = "transformers.utils.import_utils", "define_import_structure"
 
 
@@ -65,7 +66,7 @@ class KeptNames:
         self._names: dict[str, Names] = {}  # which transformers changes
         self._rows: dict[str, Any] = {}
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            kept = json.loads(file.read_bytes())
+            kept = read_json(file, _MOST_BYTES)
             if kept["state"] == state:
                 self._names = {key: _names(rows) for key, rows in kept["names"].items()}
                 self._rows = kept["names"]

@@ -13,6 +13,7 @@ import pytest
 from tests.cache.architecture_checks import parity, planned
 from tests.cache.architecture_table import check_parity, make_row, plan_cells, read_rows
 from tests.cache.architectures import ARCHITECTURES, CHECKED, NOT_BUILT, module_names
+from tests.thorough import part
 
 
 def test_every_model_of_mlx_lm_is_here_or_says_why_not() -> None:
@@ -33,7 +34,7 @@ def test_logits_are_those_of_mlx_lm_and_rows_are_bounded(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("name", part(CHECKED, 2))
 def test_the_row_in_the_documentation_is_what_checks_show(name: str, tmp_path: Path) -> None:
     assert str(make_row(name, tmp_path / "cache.kv")) == read_rows()[name]
 

@@ -17,6 +17,7 @@ from mlxkv.cache.rings.ring import RingKVCache
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
 from tests.reference import random_ids, tiny_llama
+from tests.thorough import part
 
 DIMS = {"hidden": 128}  # heads of 32, which can be quantized
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 16, "layers": 4}
@@ -105,7 +106,7 @@ def test_the_runner_evicts_so_in_prefill_and_in_decode(monkeypatch: pytest.Monke
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [{"layers": 2}, SLIDING], ids=["full", "sliding"])
 @pytest.mark.parametrize("bits", [None, 8, (8, 4)])
-@pytest.mark.parametrize(("sinks", "slack"), [(4, 32), (0, 32), (4, 0), (0, 0)])
+@pytest.mark.parametrize(("sinks", "slack"), part([(4, 32), (0, 32), (4, 0), (0, 0)], 3))
 def test_the_bytes_are_those_of_the_layer_wise_way(
     more: dict[str, Any], bits: Any, sinks: int, slack: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from mlxkv.store.session_store import SessionStore
 from tests.chat.test_thinking import REPLIES, loaded, script
 from tests.chats import CONFIG, GREEDY, say
 from tests.cli.test_cli import Run, run  # noqa: F401  # a fixture
+from tests.thorough import part
 from tests.tokenizers import STRIPPING, tiny_folder
 
 pytestmark = pytest.mark.slow
@@ -211,7 +212,7 @@ def goes_round(run: Run, session: str, tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setenv("MLXKV_HOME", str(tmp_path / "home"))
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", part(KINDS, 3), ids=lambda kind: kind.__name__)
 def test_a_chat_leaves_as_it_came(
     run: Run,  # noqa: F811
     model: Model,

@@ -19,6 +19,7 @@ from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.memory import Budget
 from tests.reference import random_ids, tiny_llama
+from tests.thorough import part
 
 CONFIG = CacheConfig(window=4096, block=64, sinks=4)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=4)
@@ -63,7 +64,7 @@ def test_a_fork_copies_the_rows_in_use_and_doubles_up_to_the_window() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_tokens", "bits"), [*((n, None) for n in (1, 63, 64, 65, 68, 69, 84, 130)), (1, 8), (69, 8), (130, 8)]
+    ("num_tokens", "bits"), part([*((n, None) for n in (1, 63, 64, 65, 68, 69, 84, 130)), (1, 8), (69, 8), (130, 8)], 2)
 )
 def test_a_fork_that_grows_holds_what_a_cache_of_full_size_holds(num_tokens: int, bits: int | None) -> None:
     """From any length, in calls of any length, past the window and back, from the older side and from the newer."""

@@ -24,6 +24,7 @@ from mlxkv.token_ids import TokenLog
 from tests import hybrids
 from tests.memory.models import CASES, build, config_of
 from tests.reference import tiny_llama
+from tests.thorough import part
 
 TRIALS = 3  # how far MLX queues ahead depends on the scheduler of the system; the prediction is for the farthest
 
@@ -65,7 +66,7 @@ def measured(model: Any, plan: CachePlan, chunk: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "chunk"), [(case, 128 if i % 2 else 256) for i, case in enumerate(CASES)])
+@pytest.mark.parametrize(("case", "chunk"), part([(case, 128 if i % 2 else 256) for i, case in enumerate(CASES)], 3))
 def test_the_peak_of_a_prefill(case: str, chunk: int) -> None:
     model, config = build(case)
     plan = plan_cache(model, config)

@@ -15,10 +15,11 @@ from tokenizers import Tokenizer
 from bench.continuations import move_on, native, ring, scores, stretches
 from bench.real_weights import folder
 from mlxkv.cache.config import CacheConfig
+from tests.thorough import THOROUGH
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-TOKENS, SPLIT = 240, 96  # the window of 64 tokens is full after 68
+TOKENS, SPLIT = (240, 96) if THOROUGH else (144, 80)  # the window of 64 tokens is full after 68
 FAR = 48 * 1024  # six times the trained length; whole turns of a ring of three slots of 16
 
 

@@ -18,7 +18,7 @@ def test_ten_turns_prefill_only_the_new_one(smollm2: Model) -> None:
         if i == 5:
             local = Local(smollm2)  # finds what the first one saved
         said.append(ChatMessage("user", f"What is the capital of country number {i}?"))
-        end = local.say(said, temperature=0.0, max_tokens=12)
+        end = local.say(said, temperature=0.0, max_tokens=6)
         said.append(ChatMessage("assistant", end.text))
         new = end.stats.prompt_tokens - before
         assert not i or end.stats.prompt_tokens - end.stats.cached_tokens <= new + 1, i

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.store.kill_hybrids import FAMILIES
+from tests.thorough import part
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", part(FAMILIES, 3))
 def test_kill_a_chat_with_a_hybrid(family: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.store.kill_hybrids", family, str(tmp_path), "--kills", "3", "--turns", "7"],

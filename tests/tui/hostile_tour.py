@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.thorough import THOROUGH
 from tests.tui.hostile import NAMES, bomb, faults, piece, shown
 from tests.tui.terminal import Terminal
 
 ESC = "\x1b[27u"  # as terminals with the newer keyboard protocol say it: a bare one waits for what may follow
 ROOT = Path(__file__).resolve().parents[2]
-THOROUGH = bool(os.environ.get("MLXKV_THOROUGH"))
 SIZES = ((80, 24), (120, 36))
 RAW = 13  # begins with ESC c
 PLAYS = [(size, lead) for size in SIZES for lead in range(len(NAMES))] if THOROUGH else [(SIZES[1], 6)]

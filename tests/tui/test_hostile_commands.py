@@ -12,8 +12,9 @@ from mlxkv.safetensors.writer import encode_header
 from mlxkv.store.records import TurnRecord
 from mlxkv.store.session_store import SessionStore
 from tests.store.fake import model
+from tests.thorough import THOROUGH
 from tests.tui.hostile import NAMES, bomb, faults, piece, shown
-from tests.tui.hostile_tour import RAW, SIZES, THOROUGH
+from tests.tui.hostile_tour import RAW, SIZES
 from tests.tui.terminal import Terminal
 
 pytestmark = pytest.mark.slow

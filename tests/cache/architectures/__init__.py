@@ -6,7 +6,6 @@ is read from its own ModelArgs.
 
 from __future__ import annotations
 
-import os
 import random
 
 from tests.cache.architectures.build import SLIDING, Architecture, module_names
@@ -15,6 +14,7 @@ from tests.cache.architectures.experts import EXPERTS
 from tests.cache.architectures.latent import LATENT
 from tests.cache.architectures.recurrent import RECURRENT
 from tests.cache.architectures.sliding import SLIDING_WINDOWS
+from tests.thorough import THOROUGH
 
 ARCHITECTURES: dict[str, Architecture] = {
     name: Architecture(name, family, args)
@@ -40,6 +40,6 @@ KINDS = [
     "falcon_h1", "mamba2", "llama4", "afm7",
 ]  # fmt: skip
 SOME = KINDS + random.Random(4).sample(sorted(set(ARCHITECTURES) - set(KINDS)), 4)
-CHECKED = list(ARCHITECTURES) if os.environ.get("MLXKV_THOROUGH") else SOME
+CHECKED = list(ARCHITECTURES) if THOROUGH else SOME
 
 __all__ = ["ARCHITECTURES", "CHECKED", "NOT_BUILT", "SLIDING", "Architecture", "module_names"]
