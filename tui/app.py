@@ -44,7 +44,7 @@ from mlxkv.tui.state.key_presses import Act, Presses, Situation
 from mlxkv.tui.state.lists import choice_lists
 from mlxkv.tui.state.prompt.prompt_history import History
 from mlxkv.tui.terminal_signals import HasTitle, attention
-from mlxkv.tui.theme import theme_colours, with_readable_row
+from mlxkv.tui.theme import of_16, theme_colours, with_readable_row
 from mlxkv.tui.widgets.prompt import Prompt
 
 DRAIN, SLOW_DRAIN, SLOWEST_DRAIN = 0.1, 0.2, 2.0  # seconds between two drains: see `_schedule_drain`
@@ -57,6 +57,7 @@ class ChatApp(App[int], inherit_bindings=False):
     CSS = """
     Screen { background: $background; }
     .-few-colours Prompt .text-area--placeholder { text-style: dim; }
+    .-few-colours Prompt:light .text-area--placeholder { color: #555555; text-style: none; }
     .-few-colours OptionList > .option-list--option-highlighted,
     .-few-colours OptionList:focus > .option-list--option-highlighted { color: black; }
     .-few-colours OptionList:light > .option-list--option-highlighted,
@@ -124,9 +125,9 @@ class ChatApp(App[int], inherit_bindings=False):
             self.theme = self.settings.theme
         else:
             self.state.transcript.add_error(f"There is no theme {self.settings.theme!r}; Ctrl+P lists them.")
-        self._set_colours(self.current_theme)
         # Of 16 colours the nearest to the theme's are white on cyan or black on grey, which are hard to read.
         self.set_class(not self.is_headless and self.console.color_system == "standard", "-few-colours")
+        self._set_colours(self.current_theme)
         if self.settings.keys:
             self.set_keymap(dict(self.settings.keys))
         if self.folders is not None:
@@ -303,7 +304,7 @@ class ChatApp(App[int], inherit_bindings=False):
             self._filters = [*others, NoColor() if theme.ansi else Monochrome()]
         variables = theme.to_color_system().generate()
         colours = theme_colours(variables, theme.dark, theme.ansi, joins_emoji(self.settings.joined_emoji, os.environ))
-        self.chat.set_colours(colours)
+        self.chat.set_colours(of_16(colours) if self.has_class("-few-colours") and not theme.dark else colours)
 
     # -- keys --------------------------------------------------------------------------------------------
 

@@ -52,3 +52,8 @@ def theme_colours(variables: Mapping[str, str], dark: bool, ansi: bool, joined_e
         code_theme=CodeTheme("monokai" if dark else "friendly", background.hex6),
         joined_emoji=joined_emoji,
     )
+
+
+def of_16(colours: Colours) -> Colours:
+    """Colours of a light theme where the terminal has 16: the nearest to its dark red is grey."""
+    return replace(colours, error="#aa0000", warning="#aa5500")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from rich.color import Color as RichColor
 from rich.color import ColorSystem
 from textual.color import Color
 from textual.theme import BUILTIN_THEMES
@@ -13,7 +14,7 @@ from mlxkv.config import Settings
 from mlxkv.protocol.commands import OpenChat
 from mlxkv.tui.contrast import READABLE, contrast, readable
 from mlxkv.tui.markdown.code import highlight
-from mlxkv.tui.theme import theme_colours, with_readable_row
+from mlxkv.tui.theme import of_16, theme_colours, with_readable_row
 from tests.tui.fake_engine import STATUS, FakeEngine
 from tests.tui.window import Window, window
 
@@ -96,6 +97,23 @@ async def test_a_selected_row_can_be_read(theme: str) -> None:
         await w.ask("/set")
         await w.until(lambda: "Model to start with" in w.screen())
         assert faint(w) == set()
+
+
+@pytest.mark.parametrize("name", [name for name, theme in BUILTIN_THEMES.items() if not theme.ansi and not theme.dark])
+def test_an_error_is_red_in_16_colours(name: str) -> None:
+    theme = BUILTIN_THEMES[name]
+    found = of_16(theme_colours(theme.to_color_system().generate(), theme.dark, theme.ansi))
+    numbers = [RichColor.parse(c).downgrade(ColorSystem.STANDARD).number for c in (found.error, found.warning)]
+    assert numbers == [1, 3]
+
+
+async def test_the_placeholder_can_be_read_in_16_colours() -> None:
+    async with window(settings=Settings(theme="textual-light")) as w:
+        w.app.add_class("-few-colours")
+        await w.until(lambda: "sk anything" in w.screen())
+        strips = w.app.screen._compositor.render_strips()
+        styles = [style for strip in strips for text, style, _ in strip if "sk anything" in text and style]
+        assert {style.color and style.color.downgrade(ColorSystem.STANDARD).number for style in styles} == {8}
 
 
 @pytest.mark.parametrize(("theme", "pair"), [("textual-dark", ("0", "6")), ("textual-light", ("15", "4"))])
