@@ -152,10 +152,15 @@ class Sidebar(Vertical):
 
     def on_key(self, event: Key) -> None:
         if self._words is None:
-            if event.is_printable and event.character and event.key not in self._own_keys:
-                event.stop()
-                event.prevent_default()
+            bound = self._own_keys.get(event.key)
+            if bound == "search":  # here: the letters that follow may arrive before a binding's action has run
+                self.action_search()
+            elif event.is_printable and event.character and bound is None:
                 self._type(event.character)
+            else:
+                return
+            event.stop()
+            event.prevent_default()
             return
         if event.key == "backspace":
             self._words = self._words[:-1]
@@ -170,8 +175,9 @@ class Sidebar(Vertical):
         self._fill()
 
     @property
-    def _own_keys(self) -> set[str]:
-        return {key for key, bound in self.screen.active_bindings.items() if bound.node is self}
+    def _own_keys(self) -> dict[str, str]:
+        """The actions of its keys."""
+        return {key: bound.binding.action for key, bound in self.screen.active_bindings.items() if bound.node is self}
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Disable the commands while words are typed."""
