@@ -211,8 +211,12 @@ async def test_search() -> None:
 async def test_search_from_the_message_cursor() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await chat(w, "needle one", "straw", "needle two", "straw")
-        await w.pilot.press("alt+up", "slash", *"needle")
+        await w.pilot.press("alt+up")
+        await w.until(lambda: w.app.focused is w.app.transcript)
+        for key in ("slash", *"needle"):  # faster than a key is handled
+            w.app.post_message(Key(key, "/" if key == "slash" else key))
         await w.until(lambda: "/2" in w.screen())
+        assert w.app.prompt.text == ""
         assert "y copy" not in w.bar("activity")
 
 

@@ -329,6 +329,9 @@ class ChatScreen(Screen[None]):
             self.show_hint(CURSOR_KEYS, seconds=600)
             return
         self.show_hint("")
+        if self.find_bar is not None and self.find_bar.is_opening:
+            self.find_bar.type(message.typed)
+            return
         if self.focused is None or self.focused is self.transcript:  # the focus may be in a search or a list by now
             self.prompt.focus()
         if message.typed:
@@ -353,6 +356,8 @@ class ChatScreen(Screen[None]):
             case "fork":
                 state.submit(cmd.Fork(number))
                 self.transcript.action_leave_cursor()
+            case "find":
+                self.open_find_bar()
             case "older" | "newer":
                 if state.open_version(number, -1 if message.action == "older" else 1):
                     self._turns_to = number

@@ -51,6 +51,7 @@ class FindBar(Horizontal):
     def __init__(self, words: str = "") -> None:
         super().__init__()
         self.input = FindInput(clean(words), placeholder="Search in this chat")
+        self.is_opening = True  # until it has the focus
         self._count = Static("", classes="find-count", markup=False)
 
     def compose(self) -> ComposeResult:
@@ -60,6 +61,14 @@ class FindBar(Horizontal):
 
     def on_mount(self) -> None:
         self.input.focus()
+
+    def on_descendant_focus(self) -> None:
+        self.is_opening = False
+
+    def type(self, text: str) -> None:
+        """Take what was typed while it opens."""
+        self.input.value += text
+        self.input.cursor_position = len(self.input.value)
 
     def show(self, at: int, total: int) -> None:
         """Show `3/17`, or "no match"."""

@@ -27,7 +27,7 @@ from mlxkv.tui.widgets.line_painter import LinePainter
 from mlxkv.tui.widgets.line_view import LineView
 from mlxkv.tui.widgets.search import Finder
 
-Action = Literal["copy", "copy_code", "edit", "retry", "fork", "older", "newer"]
+Action = Literal["copy", "copy_code", "edit", "retry", "fork", "older", "newer", "find"]
 
 
 class Transcript(Vertical, can_focus=False):
@@ -44,7 +44,7 @@ class Transcript(Vertical, can_focus=False):
         Binding("left_square_bracket", "request('older')", "Previous version", id="message.older", show=False),
         Binding("right_square_bracket", "request('newer')", "Next version", id="message.newer", show=False),
         Binding("space", "fold", "Fold, unfold", id="message.fold", show=False),
-        Binding("slash", "app.slash('find')", "Search in this chat", id="message.find", show=False),
+        Binding("slash", "request('find')", "Search in this chat", id="message.find", show=False),
         Binding("n", "match(1)", "Next match", id="message.next", show=False),
         Binding("N", "match(-1)", "Previous match", id="message.previous", show=False),
         Binding("pageup", "page(-1)", "Scroll", id="message.page_up", show=False),
@@ -241,14 +241,20 @@ class Transcript(Vertical, can_focus=False):
 
     def on_key(self, event: Key) -> None:
         """Any other letter leaves the cursor and is typed into the prompt."""
-        if event.is_printable and event.character and (self.cursor is None or event.key not in self._own_keys):
-            event.stop()
-            event.prevent_default()
+        bound = None if self.cursor is None else self._own_keys.get(event.key)
+        if bound == "request('find')":  # here: letters that follow may arrive before a binding's action has run
+            self.action_request("find")
+        elif event.is_printable and event.character and bound is None:
             self.action_leave_cursor(event.character)
+        else:
+            return
+        event.stop()
+        event.prevent_default()
 
     @property
-    def _own_keys(self) -> set[str]:
-        return {key for key, bound in self.screen.active_bindings.items() if bound.node is self}
+    def _own_keys(self) -> dict[str, str]:
+        """The actions of its keys."""
+        return {key: bound.binding.action for key, bound in self.screen.active_bindings.items() if bound.node is self}
 
     def on_blur(self, event: Blur) -> None:
         if self.cursor is not None:
