@@ -23,6 +23,7 @@ from tests.cache.architecture_checks import largest_apart, planned, run, token_i
 from tests.cache.architectures import ARCHITECTURES, CHECKED
 from tests.inference.drafting.helpers import OpenGate, Oracle, decode
 from tests.reference import random_ids, tiny_llama
+from tests.thorough import part
 
 TOKENS = 60  # through a block boundary, past the window of 64 and 4 pinned tokens
 GREEDY = SamplingParams(temperature=0.0, max_tokens=TOKENS)
@@ -57,13 +58,13 @@ def test_every_architecture(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", part(KINDS, 3))
 def test_sampled_with_a_penalty(name: str) -> None:
     check_equal(name, SAMPLED)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", part(KINDS, 3))
 def test_closing_at_any_token_leaves_the_log_equal_to_the_cache(name: str) -> None:
     model = ARCHITECTURES[name].build()
     plan, prompt = planned(model), token_ids(50)
