@@ -49,8 +49,9 @@ class _Loader(SourceFileLoader):
         super().exec_module(module)
         look_up, release = getattr(module, _FUNCTION, None), getattr(sys.modules["transformers"], "__version__", "dev")
         if look_up is not None and "dev" not in release:  # in a working copy, files change
-            state = f"{release} {self.path} {Path(self.path).stat().st_mtime_ns}"
-            setattr(module, _FUNCTION, KeptNames(look_up, _file(), state))
+            with suppress(OSError, NotImplementedError):  # a Python that keeps no bytecode has no place for it
+                state = f"{release} {self.path} {Path(self.path).stat().st_mtime_ns}"
+                setattr(module, _FUNCTION, KeptNames(look_up, _file(), state))
 
 
 class KeptNames:
