@@ -54,7 +54,7 @@ figures: $(VENV)/ready-bench
 real-models: $(VENV)/ready-real
 	@$(BIN)/python -m bench.real_weights $(ARGS)
 
-# Their own cache of failures is none: .ci/run runs them beside the others.
+# Without pytest's cache, which has what failed of the other tests: .ci/run runs these beside them.
 test-real:
 	@$(MAKE) real-models ARGS=smollm2
 	@$(MAKE) test WORKERS= ARGS="-p no:cacheprovider tests/real -k 'smollm2 or perplexity'"

@@ -1,4 +1,4 @@
-"""What each commit checks in part, and `MLXKV_THOROUGH=1` as a whole: `models.yml` does so once a week."""
+"""What each commit checks in part, and `MLXKV_THOROUGH=1` as a whole; `models.yml` does most of it once a week."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ that is asked of two, with both splits.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ import pytest
 import mlxkv
 from tests.distributed import scenario
 from tests.distributed.ranks import folder_of, ranks
+from tests.thorough import THOROUGH
 
-THOROUGH = bool(os.environ.get("MLXKV_THOROUGH"))
 SPLITS = ("tensor", "pipeline") if THOROUGH else ("tensor",)
 
 

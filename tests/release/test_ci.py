@@ -21,6 +21,7 @@ if [ "$*" = "$STOPS" ]; then kill $PPID; fi
 case "$*" in test-real) printf '%s\\n' "$REAL" ;; test*) printf '%s\\n' "$PYTEST" ;; esac
 if printf '%s\\n' "$FAILS" | grep -qxF -e "$*"; then exit 2; fi
 """
+WITHOUT_UV = pytest.mark.skipif(Path("/usr/bin/uv").exists(), reason="there is always uv here")
 CORES = os.sysconf("SC_NPROCESSORS_ONLN")
 TEST = f"test WORKERS=--numprocesses={CORES + 1} --dist=worksteal ARGS=-m 'not real'"
 AGAIN = "test WORKERS= ARGS=--last-failed --last-failed-no-failures=none -m 'not real'"
@@ -78,14 +79,14 @@ def test_a_failure_on_real_weights_ends_it(tmp_path: Path) -> None:
     assert lines[-3] == "Failed: make test-real; see above."
 
 
-@pytest.mark.skipif(Path("/usr/bin/uv").exists(), reason="there is always uv here")
+@WITHOUT_UV
 def test_without_uv_it_is_installed_first(tmp_path: Path) -> None:
     code, _, lines = run(tmp_path, has_uv=False)
     assert code == 0
     assert [line for line in lines if line.startswith("make ")][:2] == [f"make {UV}", f"make {INSTALL}"]
 
 
-@pytest.mark.parametrize(("command", "has_uv"), [(UV, False), (INSTALL, True)])
+@pytest.mark.parametrize(("command", "has_uv"), [pytest.param(UV, False, marks=WITHOUT_UV), (INSTALL, True)])
 def test_a_failure_to_install_ends_it(command: str, has_uv: bool, tmp_path: Path) -> None:
     code, _, lines = run(tmp_path, command, has_uv=has_uv)
     assert code == 2

@@ -28,6 +28,7 @@ from mlxkv.store.export.markdown import to_markdown
 from mlxkv.store.records import SessionRecord, TurnRecord
 from mlxkv.store.session_store import SessionStore
 from tests.store.fake import FakeCache, model
+from tests.thorough import THOROUGH
 
 SAID = [
     TurnRecord("user", "Why is the sky blue?", tuple(range(1, 21)), params={}, stats={}),
@@ -316,7 +317,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @pytest.mark.slow
 def test_documents_with_any_value_changed_are_refused_or_harmless(store: SessionStore) -> None:
-    rng, count = random.Random(7), 100_000 if os.environ.get("MLXKV_THOROUGH") else 500
+    rng, count = random.Random(7), 100_000 if THOROUGH else 500
     text = json.dumps(to_document(store.load(said(store))))
     values: list[Any] = [None, True, 0, -1, 1 << 70, 1.5, "x", [], {}, [[]], {"a": 1}, "\ud800"]
     refused, sentences = 0, list[str]()

@@ -7,7 +7,6 @@ noticed here.
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import shutil
 import traceback
@@ -24,10 +23,11 @@ from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 from tests.store.harness import folders_in
+from tests.thorough import THOROUGH
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = 100_000 if os.environ.get("MLXKV_THOROUGH") else 250
+ROUNDS = 100_000 if THOROUGH else 250
 
 
 class Original:

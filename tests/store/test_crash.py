@@ -6,16 +6,17 @@ In CI before every second one; MLXKV_THOROUGH=1 takes them all.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.thorough import THOROUGH
+
 pytestmark = pytest.mark.slow
 
-STRIDE = 1 if os.environ.get("MLXKV_THOROUGH") else 2
+STRIDE = 1 if THOROUGH else 2
 
 
 def test_kill_before_every_step(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from mlxkv.store.records import TurnRecord
 from mlxkv.store.session_store import SessionStore
 from tests.store.fake import FakeCache, model
 from tests.store.harness import LIMIT, Ledger, Work, folders_in, judge
+from tests.thorough import THOROUGH
 
-THOROUGH = bool(os.environ.get("MLXKV_THOROUGH"))
 WAYS = ["EIO", "ENOSPC", "EACCES", "short write", "crash before", "crash after"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from mlxkv.errors import CorruptError
 from mlxkv.safetensors.header import read_header
 from mlxkv.store.prompts.mlx_lm_file import describe_mlx_lm, read_mlx_lm
+from tests.thorough import THOROUGH
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "mlx_lm"
 Table = dict[str, Any]
@@ -158,7 +158,7 @@ def test_what_is_cut_or_no_such_file_at_all_is_refused(tmp_path: Path, version: 
 @pytest.mark.slow
 def test_random_damage_is_refused_or_harmless(tmp_path: Path) -> None:
     """A file with a few bytes changed, mostly in its header, is read or refused in a sentence; nothing else happens."""
-    rng, count = random.Random(7), 100_000 if os.environ.get("MLXKV_THOROUGH") else 300
+    rng, count = random.Random(7), 100_000 if THOROUGH else 300
     files = [(f.read_bytes(), read_header(f).data_start) for f in sorted(FIXTURES.glob("*/*.safetensors"))]
     pieces = [b'"', b"{", b"]", b"9", b"-1", b"e5", b"\0", b"null", b"RotatingKVCache", b"2147483648", b"", b"1.0"]
     path, refused, said = tmp_path / "fuzzed.safetensors", 0, list[str]()

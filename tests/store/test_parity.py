@@ -7,7 +7,6 @@ ten times as many.
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +26,11 @@ from mlxkv.store.session_store import SessionStore
 from tests.hybrids import tiny
 from tests.reference import largest, random_ids, tiny_llama
 from tests.store.fake import model as identity
+from tests.thorough import THOROUGH
 
 pytestmark = pytest.mark.slow
 
-CUTS = 200 if os.environ.get("MLXKV_THOROUGH") else 20  # of each kind
+CUTS = 200 if THOROUGH else 20  # of each kind
 CONFIG = CacheConfig(window=96, block=16, slack=32, sinks=4)
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 20}
 

@@ -24,8 +24,7 @@ from mlxkv.store.kv.quota import Quota
 from mlxkv.store.session_store import SessionStore
 from tests.store.harness import LIMIT, Ledger, Work, folders_in, judge, no_waiting_for_the_disk
 from tests.store.power import Disk, PowerCut
-
-THOROUGH = bool(os.environ.get("MLXKV_THOROUGH"))
+from tests.thorough import THOROUGH
 
 
 def cut(root: Path, n: int, rng: random.Random) -> tuple[bool, Ledger]:

@@ -25,8 +25,8 @@ from mlxkv.store.records import TurnRecord
 from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
+from tests.thorough import THOROUGH
 
-THOROUGH = bool(os.environ.get("MLXKV_THOROUGH"))
 OPERATIONS = 10_000 if THOROUGH else 600
 LIMIT = 400_000
 
