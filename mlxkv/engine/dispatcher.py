@@ -18,7 +18,7 @@ from mlxkv.engine.handlers import settings as session_settings
 from mlxkv.errors import MlxkvError, OutOfMemoryError, SessionLockedError
 from mlxkv.events import TurnFinished
 from mlxkv.protocol import commands as cmd
-from mlxkv.protocol.events import EngineEvent, Failed, FailureKind, TurnStarted
+from mlxkv.protocol.events import EngineEvent, Failed, FailureKind, ModelLoading, TurnStarted
 from mlxkv.settings.setting_sources import SettingSources
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Dispatcher:
         load: Callable[..., Model] | None = None,
     ) -> None:
         self._emit = emit
-        self.context = EngineContext(folders, settings, emit, save=save, load=load)
+        self.context = EngineContext(folders, settings, self._tell, save=save, load=load)
 
     # -- any thread --------------------------------------------------------------------------------------------------
 
@@ -64,10 +64,10 @@ class Dispatcher:
         is_read, is_replying = isinstance(command, cmd.READS), False
         try:
             for event in self._events(command):
-                self._emit(event)
+                self._tell(event)
                 is_replying = isinstance(event, TurnStarted) or (is_replying and not isinstance(event, TurnFinished))
-                while is_replying and self.context.reads:
-                    self.handle(self.context.reads.popleft())
+                if is_replying:
+                    self._answer(cmd.READS)
         except MlxkvError as error:
             self._fail(str(error), _kind(error), is_read=is_read)
         except (KeyboardInterrupt, SystemExit):
@@ -76,6 +76,17 @@ class Dispatcher:
             _log.exception("%s failed", type(command).__name__)
             reason = next(iter(str(error).strip().splitlines()), "no details")
             self._fail(f"Something went wrong ({type(error).__name__}: {reason}); the chat is safe.", is_read=is_read)
+
+    def _tell(self, event: EngineEvent) -> None:
+        self._emit(event)
+        if isinstance(event, ModelLoading):
+            self._answer(cmd.READS_OF_DISK)
+
+    def _answer(self, kinds: tuple[type[cmd.Command], ...]) -> None:
+        """Answer the waiting reads up to the first that is of another kind: their order is that of the answers."""
+        reads = self.context.reads
+        while reads and isinstance(reads[0], kinds):
+            self.handle(reads.popleft())
 
     def _fail(self, text: str, kind: FailureKind = FailureKind.OTHER, *, is_read: bool) -> None:
         unsent = ""

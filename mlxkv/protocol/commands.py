@@ -1,7 +1,7 @@
 """Commands from a front end to the engine: frozen dataclasses that may cross threads. No MLX, no textual.
 
 Commands are handled in order, and answered by events of `protocol.events`. Only `PausePull` does not wait its turn, and
-`READS` do not wait for the end of a reply.
+`READS` do not wait for the end of a reply, `READS_OF_DISK` not for that of a load either.
 `turn` is the index of a message, the user's or the model's, from 0. `session_id` None means the open chat.
 """
 
@@ -302,7 +302,7 @@ Command = (
     | SuggestTitle | ShowSaved | CountTokens | ShowStats | Shutdown
 )  # fmt: skip
 
-# Commands that change nothing: while a reply is written they are answered at once, with what is known then.
-READS = (
-    ListModels, ListChats, SearchChats, ShowTree, ListPresets, ShowContext, ListCache, CountTokens, ShowStats,
-)  # fmt: skip
+# Commands that change nothing: while a reply is written they are answered at once, with what is known then; those that
+# need no model also while one is loaded, unless one before them waits for it.
+READS_OF_DISK = (ListModels, ListChats, SearchChats, ListPresets, ListCache)
+READS = (*READS_OF_DISK, ShowTree, ShowContext, CountTokens, ShowStats)

@@ -1,4 +1,4 @@
-"""What only reads is answered while a reply is written, and does not change the reply."""
+"""What only reads is answered while a reply is written or a model loaded, and does not change the reply."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ ANSWERS = (
     ev.ModelList, ev.ChatList, ev.ChatHits, ev.ChatTree, ev.PresetList, ev.ContextUsage, ev.CacheList, ev.TokensCounted,
     ev.SessionStats,
 )  # fmt: skip
+OF_DISK = [read for read in READS if isinstance(read, cmd.READS_OF_DISK)]
 
 
 @pytest.fixture
@@ -68,6 +69,25 @@ def test_what_only_reads_is_answered_during_a_reply(said: Said) -> None:
     figures = next(event for event in events if isinstance(event, ev.SessionStats))
     assert 3 <= figures.generated_tokens < plain.stats.generated_tokens
     assert said.one(cmd.ShowStats(), ev.SessionStats).generated_tokens == plain.stats.generated_tokens
+
+
+def test_what_reads_the_disk_is_answered_during_a_load(home: Path, tiny_path: Path) -> None:
+    said = Said()
+    tell, asked = said.dispatcher._emit, [*OF_DISK, cmd.ShowStats(), cmd.ListChats()]
+
+    def told(event: ev.EngineEvent) -> None:
+        tell(event)
+        if isinstance(event, ev.ModelLoading) and event.done and asked:
+            said.context.reads.extend(asked)
+            asked.clear()
+
+    said.dispatcher._emit = told
+    kinds = [type(event) for event in said.ask(cmd.LoadModel(str(tiny_path)))]
+    said.context.close()
+    answers = [ANSWERS[READS.index(read)] for read in OF_DISK]
+    assert [kind for kind in kinds[: kinds.index(ev.ModelReady)] if kind in ANSWERS] == answers
+    assert ev.Failed not in kinds
+    assert [*said.context.reads] == [cmd.ShowStats(), cmd.ListChats()]  # they wait for the model, in their order
 
 
 def test_a_read_that_fails_leaves_the_message_to_the_reply(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from mlxkv.config import Folders, Settings
 from mlxkv.events import TurnFinished
 from mlxkv.protocol.branch_names import Departure
 from mlxkv.protocol.commands import DeleteChat, Edit, ExportChat, ListChats, LoadModel, OpenChat, RenameChat, Rewind
+from mlxkv.protocol.events import ChatList, ChatOpened
 from mlxkv.protocol.status import ChatSummary
 from mlxkv.tui.state.lists.chat_list import group_text, listed_as, sidebar_entries
 from mlxkv.tui.state.lists.choice_lists import chats_list
@@ -94,6 +95,36 @@ async def test_a_list_over_the_chat_leaves_its_lines_as_they_are() -> None:
         await w.pilot.press("ctrl+k")
         await w.until(lambda: isinstance(w.app.focused, Picker) and not w.app.transcript.view.size)
         assert w.app.transcript.lines.width == width > 70
+
+
+@pytest.mark.slow
+async def test_a_word_typed_before_the_list_opens_is_searched_for() -> None:
+    async with window(FakeEngine(manual=True)) as w:
+        w.engine.say([ChatOpened(None, "")])
+        w.app.state.clock = lambda: 0.0  # all within a moment
+        await w.ask("/resume")
+        await w.pilot.press(*"rust")
+        w.engine.say([ChatList(CHATS)])
+        await w.until(lambda: w.app.chat.picker is not None)
+        await w.pilot.pause()
+        assert w.app.chat.picker is not None
+        assert [row.text for row in w.app.chat.picker._rows if row.choice] == ["● Rust lifetimes"]
+        assert w.app.prompt.text == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draft", ["what is a ring", "ring"])
+async def test_a_draft_is_no_search_word(draft: str) -> None:
+    async with window(FakeEngine(manual=True), size=(80, 24)) as w:
+        w.engine.say([ChatOpened(None, "")])
+        if " " in draft:
+            await w.ask("/resume")
+        w.app.prompt.put(draft)
+        if " " not in draft:
+            await w.pilot.press("ctrl+b")  # a list in so narrow a window
+        w.engine.say([ChatList(CHATS)])
+        await w.until(lambda: w.app.chat.picker is not None)
+        assert w.app.prompt.text == draft
 
 
 @pytest.mark.slow

@@ -208,13 +208,15 @@ async def test_search() -> None:
 
 
 @pytest.mark.slow
-async def test_search_from_the_message_cursor() -> None:
+@pytest.mark.parametrize("keys", [("alt+up", "slash"), ("ctrl+f",)], ids=["message cursor", "prompt"])
+async def test_letters_at_once_after_the_key_are_searched_for(keys: tuple[str, ...]) -> None:
     async with window(FakeEngine(manual=True)) as w:
         await chat(w, "needle one", "straw", "needle two", "straw")
-        await w.pilot.press("alt+up")
-        await w.until(lambda: w.app.focused is w.app.transcript)
-        for key in ("slash", *"needle"):  # faster than a key is handled
-            w.app.post_message(Key(key, "/" if key == "slash" else key))
+        if keys[1:]:
+            await w.pilot.press(keys[0])
+            await w.until(lambda: w.app.focused is w.app.transcript)
+        for key in (keys[-1], *"needle"):  # faster than a key is handled
+            w.app.post_message(Key(key, {"slash": "/", "ctrl+f": "\x06"}.get(key, key)))
         await w.until(lambda: "/2" in w.screen())
         assert w.app.prompt.text == ""
         assert "y copy" not in w.bar("activity")

@@ -42,11 +42,11 @@ class Picker(OptionList):
             super().__init__()
             self.choice = choice
 
-    def __init__(self, listing: Listing) -> None:
+    def __init__(self, listing: Listing, words: str = "") -> None:
         super().__init__()
         self.listing = listing
         self._fitted = self.size
-        self._words, self._rows = "", list(listing.rows)
+        self._words, self._rows = words, list(listing.rows)
         self._unfolded: int | None = None  # the row whose detail is shown
 
     def on_mount(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import deque
+from collections.abc import Callable
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
@@ -114,6 +115,7 @@ class Prompt(TextArea):
         self.cursor_blink = False
         for key in UNBOUND:
             self._bindings.key_to_bindings.pop(key, None)
+        self.goes_elsewhere: Callable[[str], bool] = lambda typed: False  # to an input that opens and has no focus yet
         self.files = AttachedFiles()
         self.completer = Completer(self, self.files, self.put)
         self._pastes = Pastes()
@@ -244,6 +246,8 @@ class Prompt(TextArea):
         send "hel".
         """
         typed = event.character
+        if event.is_printable and typed and self.goes_elsewhere(typed):
+            return True
         if self.completer.handle_key(event.key):
             return True
         if not event.is_printable and (bound := self.screen.active_bindings.get(event.key)):
