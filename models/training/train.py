@@ -25,6 +25,7 @@ from torch import Tensor, distributed  # pyright: ignore[reportMissingImports]
 from mlxkv.models.training import cases, styles
 from mlxkv.models.training.conversations import Chat, Maker
 from mlxkv.models.training.knowledge import Topic, read_topics
+from mlxkv.models.training.muon import Muon
 from mlxkv.models.training.network import Network, Shape
 from mlxkv.models.training.teacher import Teacher, lessons
 from mlxkv.models.training.text import PAD_ID, Encoder, Sample, load, train_tokenizer
@@ -125,9 +126,7 @@ class Training:
         matrices = [p for n, p in network.named_parameters() if p.ndim == 2 and "embed" not in n]
         others = [p for n, p in network.named_parameters() if p.ndim != 2 or "embed" in n]
         self.optimizers = [
-            torch.optim.Muon(
-                matrices, lr=options.lr, weight_decay=0.05, momentum=0.95, ns_steps=4, adjust_lr_fn="match_rms_adamw"
-            ),
+            Muon(matrices, options.dtype, options.lr),
             torch.optim.AdamW(others, lr=options.lr * 0.8, betas=(0.9, 0.97), weight_decay=0.0, fused=True),
         ]
         self.progress = 0.0  # 0 to 1, the same in all processes
@@ -164,7 +163,7 @@ class Training:
             for group in optimizer.param_groups:
                 group["lr"] = self.options.lr * base * factor
         ids, learn = ids.to(self.options.device), learn.to(self.options.device)
-        with torch.autocast(self.options.device, torch.bfloat16):
+        with torch.autocast(self.options.device, self.options.dtype, enabled=self.options.dtype == torch.bfloat16):
             hidden = self.network(ids[:, :-1])[learn[:, 1:]]
             logits = self.network.logits(hidden)
         loss = F.cross_entropy(logits.float(), ids[:, 1:][learn[:, 1:]])
@@ -237,6 +236,18 @@ def repeats(rng: random.Random, tokens: int, vocab: int) -> tuple[Tensor, Tensor
     return ids, learn
 
 
+def faster_type(device: str) -> torch.dtype:
+    """bfloat16 or float32: a CPU without instructions for bfloat16 takes ten times as long with it."""
+    seconds: dict[torch.dtype, float] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(512, 512, device=device).to(dtype)
+        for _ in range(2):  # the first prepares
+            started = time.perf_counter()
+            float((x @ x @ x).sum())
+            seconds[dtype] = time.perf_counter() - started
+    return min(seconds, key=lambda dtype: seconds[dtype])
+
+
 def padded(samples: list[Sample]) -> tuple[Tensor, Tensor]:
     length = max(len(s.ids) for s in samples)
     ids = torch.tensor([s.ids + [PAD_ID] * (length - len(s.ids)) for s in samples])
@@ -251,8 +262,7 @@ def exact_share(network: Network, samples: list[Sample]) -> float:
     for begin in range(0, len(ordered), 64):
         device = network.embed_tokens.weight.device
         ids, learn = (t.to(device) for t in padded(ordered[begin : begin + 64]))
-        with torch.autocast(device.type, torch.bfloat16):
-            best = network.logits(network(ids[:, :-1])).argmax(-1)
+        best = network.logits(network(ids[:, :-1])).argmax(-1)
         right += int(((best == ids[:, 1:]) | ~learn[:, 1:]).all(-1).sum())
     return right / max(1, len(samples))
 
@@ -271,6 +281,7 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.device != "cpu":
         options.workers = 1
+    options.dtype = faster_type(options.device)
     return options
 
 
