@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -75,6 +76,12 @@ def model(tiny_path: Path) -> Iterator[Model]:
     loaded = mlxkv.load(str(tiny_path))
     yield loaded
     loaded.close()
+
+
+def pytest_collection_finish() -> None:
+    """Take 8,000 collected tests out of each later garbage collection: they took a twelfth of the time of all tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure() -> None:

@@ -17,6 +17,7 @@ import pytest
 from mlxkv.cli import batch_lines
 from mlxkv.cli.batch_lines import Finished, lines_of
 from tests.cli.test_cli import MLXKV, Ran, Run, run
+from tests.thorough import part
 
 FAST = ["--temp", "0", "--max-tokens", "6", "--window", "256"]
 
@@ -272,7 +273,7 @@ MANY = "".join(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", part([signal.SIGKILL, signal.SIGINT], 2))
 def test_a_run_that_was_ended_continues_to_the_same_output(
     run: Run,
     tiny_path: Path,

@@ -212,7 +212,7 @@ def goes_round(run: Run, session: str, tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setenv("MLXKV_HOME", str(tmp_path / "home"))
 
 
-@pytest.mark.parametrize("kind", part(KINDS, 3), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", part(KINDS, 5), ids=lambda kind: kind.__name__)
 def test_a_chat_leaves_as_it_came(
     run: Run,  # noqa: F811
     model: Model,

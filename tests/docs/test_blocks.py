@@ -21,6 +21,7 @@ from tests.docs import command_server
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
 from tests.fakes_hub import FakeHub, Handler, serve
 from tests.store.foreign.exports import chatgpt, lm_studio, write, write_zip
+from tests.thorough import part
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 FILES = {  # what blocks read
@@ -203,7 +204,7 @@ def bash(code: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedPr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", pages_with("sh"), ids=name_of)
+@pytest.mark.parametrize("page", part(pages_with("sh"), 2), ids=name_of)
 def test_the_shell_blocks_of_a_page_run(
     page: Path, folder: Path, home: Path, shell: dict[str, str], used_home: Path
 ) -> None:

@@ -64,7 +64,7 @@ def test_a_fork_copies_the_rows_in_use_and_doubles_up_to_the_window() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_tokens", "bits"), part([*((n, None) for n in (1, 63, 64, 65, 68, 69, 84, 130)), (1, 8), (69, 8), (130, 8)], 2)
+    ("num_tokens", "bits"), part([*((n, None) for n in (1, 63, 64, 65, 68, 69, 84, 130)), (1, 8), (69, 8), (130, 8)], 4)
 )
 def test_a_fork_that_grows_holds_what_a_cache_of_full_size_holds(num_tokens: int, bits: int | None) -> None:
     """From any length, in calls of any length, past the window and back, from the older side and from the newer."""

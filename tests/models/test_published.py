@@ -30,6 +30,7 @@ from tests.cache.architectures import ARCHITECTURES
 from tests.chats import CONFIG, say
 from tests.fakes_hub import FakeHub
 from tests.repositories import FORMS, PARTS, UNSUPPORTED, publish, write_json
+from tests.thorough import part
 from tests.tokenizers import THINK, tiny_tokenizer
 
 
@@ -74,7 +75,7 @@ def test_the_memory_of_weights_is_predicted_from_their_headers(name: str, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", part(FORMS, 2))
 def test_a_published_repository_loads_chats_and_resumes(
     name: str, tmp_path: Path, silent: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,7 +74,7 @@ WITHOUT = {"gpt2", "gpt_bigcode", "jamba", "kimi_k3", "kimi_linear", "mamba", "m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", part(ARCHITECTURES, 3))
+@pytest.mark.parametrize("name", part(ARCHITECTURES, 6))
 def test_another_theta_gives_other_logits_or_is_refused(name: str) -> None:
     wanted = {"refused"} if name in REFUSED else {"has no ropes"} if name in WITHOUT else {"translated", "read"}
     assert outcome(name) in wanted

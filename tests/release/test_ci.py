@@ -25,6 +25,7 @@ WITHOUT_UV = pytest.mark.skipif(Path("/usr/bin/uv").exists(), reason="there is a
 CORES = os.sysconf("SC_NPROCESSORS_ONLN")
 TEST = f"test WORKERS=--numprocesses={CORES + 1} --dist=worksteal ARGS=-m 'not real'"
 AGAIN = "test WORKERS= ARGS=--last-failed --last-failed-no-failures=none -m 'not real'"
+COLLECT = "test WORKERS= ARGS=--collect-only --quiet"
 REAL = "test-real"
 UV, INSTALL = "build/uv/uv", ".venv/ready-ci"
 CHECKS = "--keep-going lint installs"
@@ -92,6 +93,13 @@ def test_a_failure_to_install_ends_it(command: str, has_uv: bool, tmp_path: Path
     assert code == 2
     assert [line for line in lines if line.startswith("make ")][-1] == f"make {command}"
     assert lines[-1].startswith("== failed after ")
+
+
+def test_a_test_that_cannot_be_collected_ends_it(tmp_path: Path) -> None:
+    code, _, lines = run(tmp_path, COLLECT, prints="ImportError: no such name")
+    assert code == 1
+    assert "ImportError: no such name" in lines
+    assert f"make {TEST}" not in lines
 
 
 def test_what_failed_side_by_side_has_to_fail_alone(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from mlxkv.store.session_store import SessionStore
 from tests.store.fake import FakeCache, model
 from tests.store.harness import folders_in
 from tests.store.test_corruption import Original
+from tests.thorough import part
 
 NUMBERS = (None, -1, 1 << 62, 2.5, "x", b"\0\xff")
 VALUES: dict[str, tuple[Any, ...]] = {  # by declared type; where text is declared, a number becomes text, too
@@ -114,7 +115,7 @@ def again(store: SessionStore, session: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("table", COLUMNS)
+@pytest.mark.parametrize("table", part(COLUMNS, 3))
 def test_no_value_gives_a_traceback_or_wrong_rows(table: str, tmp_path: Path) -> None:
     original = Original(tmp_path / "original")
     precious = tmp_path / "precious.safetensors"
