@@ -12,7 +12,7 @@ import mlxkv
 model = mlxkv.load(sys.argv[1] if len(sys.argv) > 1 else "tutor")
 theirs = model.loaded.model  # the module that mlx-lm made; `mlx_lm.load` returns the same
 prompt = model.tokenizer.apply_chat_template(
-    [{"role": "user", "content": "Tell me a story about a dog."}], add_generation_prompt=True
+    [{"role": "user", "content": "Count from 1 to 60."}], add_generation_prompt=True
 )
 
 # One cache for each layer, as mlx_lm.models.cache.make_prompt_cache returns them: the first 4 tokens are pinned, and
