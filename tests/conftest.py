@@ -79,7 +79,7 @@ def model(tiny_path: Path) -> Iterator[Model]:
 
 
 def pytest_collection_finish() -> None:
-    """Take 8,000 collected tests out of each later garbage collection: they took a twelfth of the time of all tests."""
+    """Take 8,000 collected tests out of every later garbage collection: a twelfth of the CPU time of tests of chats."""
     gc.collect()
     gc.freeze()
 
