@@ -98,33 +98,32 @@ async def test_a_list_over_the_chat_leaves_its_lines_as_they_are() -> None:
 
 
 @pytest.mark.slow
-async def test_a_word_typed_before_the_list_opens_is_searched_for() -> None:
+@pytest.mark.parametrize("draft", ["", "and a"])
+async def test_a_word_typed_before_the_list_opens_is_searched_for(draft: str) -> None:
     async with window(FakeEngine(manual=True)) as w:
         w.engine.say([ChatOpened(None, "")])
-        w.app.state.clock = lambda: 0.0  # all within a moment
-        await w.ask("/resume")
-        await w.pilot.press(*"rust")
-        w.engine.say([ChatList(CHATS)])
-        await w.until(lambda: w.app.chat.picker is not None)
-        await w.pilot.pause()
+        w.app.prompt.clock = lambda: 0.0  # all within a moment
+        w.app.prompt.put(draft or "/resume")
+        for key in ("ctrl+k" if draft else "enter", *"rust"):  # faster than a key is handled
+            w.app.post_message(Key(key, {"ctrl+k": "\x0b", "enter": "\r"}.get(key, key)))
+        await w.until(lambda: w.app.chat.picker and w.app.chat.picker._words == "rust")
         assert w.app.chat.picker is not None
         assert [row.text for row in w.app.chat.picker._rows if row.choice] == ["● Rust lifetimes"]
-        assert w.app.prompt.text == ""
+        assert w.app.prompt.text == draft
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("draft", ["what is a ring", "ring"])
-async def test_a_draft_is_no_search_word(draft: str) -> None:
-    async with window(FakeEngine(manual=True), size=(80, 24)) as w:
+@pytest.mark.parametrize(("typed", "later"), [("what is a ring", 0.0), ("ring", 9.0)])
+async def test_a_draft_is_no_search_word(typed: str, later: float) -> None:
+    async with window(FakeEngine(manual=True)) as w:
         w.engine.say([ChatOpened(None, "")])
-        if " " in draft:
-            await w.ask("/resume")
-        w.app.prompt.put(draft)
-        if " " not in draft:
-            await w.pilot.press("ctrl+b")  # a list in so narrow a window
+        await w.ask("/resume")
+        w.app.prompt.put(typed)
+        now = w.app.prompt.clock() + later
+        w.app.prompt.clock = lambda: now
         w.engine.say([ChatList(CHATS)])
         await w.until(lambda: w.app.chat.picker is not None)
-        assert w.app.prompt.text == draft
+        assert w.app.prompt.text == typed
 
 
 @pytest.mark.slow

@@ -29,7 +29,6 @@ from mlxkv.tui.state.labels import footer_text, gauge_text, short_name
 from mlxkv.tui.state.lists import choice_lists
 from mlxkv.tui.state.lists.chat_list import latest_first
 from mlxkv.tui.state.lists.choices import Listing, PutPrompt, RunSlash, SendAnyway
-from mlxkv.tui.state.prompt.completion import is_command
 from mlxkv.tui.state.prompt.prompt_history import History
 from mlxkv.tui.state.transcript.transcript import title_line
 from mlxkv.tui.widgets import copying
@@ -50,7 +49,6 @@ CURSOR_KEYS = "y copy · c code · e edit · r again · f fork · [ ] versions �
 SIDEBAR_WIDTH = 31  # as in its CSS: it is imported when it is first opened
 MIN_WIDTH_FOR_SIDEBAR = 100  # columns
 MIN_HEIGHT_FOR_FIGURES = 28  # rows
-TYPED_FOR_LIST = 1.0  # seconds after a command, in which a word may be typed before its list opens
 PANEL_WIDTH, AROUND_PANEL = 60, 10  # columns of the smallest window with the panel, rows for all but its lines
 
 
@@ -101,7 +99,6 @@ class ChatScreen(Screen[None]):
         self._panel_height = 0  # of the smallest window with the panel as it is now
         self._hint: tuple[str, float] = ("", 0.0)  # and until when
         self._typed = ""
-        self._command_sent = float("-inf")  # when
         self._turns_to: int | None = None  # the message whose other version will be shown
         self._tail: list[object] = []
 
@@ -278,10 +275,9 @@ class ChatScreen(Screen[None]):
         self.prompt.put_back(text)
         self._typed = self.prompt.text
 
-    def on_prompt_submitted(self, message: Prompt.Submitted) -> None:
+    def on_prompt_submitted(self) -> None:
         """Hide the hint; one that the app then shows about this prompt stays when the text becomes empty."""
         self._typed, self._hint = self.prompt.text, ("", 0.0)
-        self._command_sent = self.state.clock() if is_command(message.text) else float("-inf")
 
     def on_text_area_changed(self) -> None:
         if self.prompt.text == self._typed:  # sent or put back by us
@@ -463,11 +459,7 @@ class ChatScreen(Screen[None]):
 
         self.close_picker()
         self.close_pane()
-        is_asked = listing.searchable and self.state.clock() - self._command_sent < TYPED_FOR_LIST
-        words = self.prompt.text if is_asked and self.prompt.text.isalnum() else ""
-        if words:
-            self.prompt.put("")
-        self.picker = Picker(listing, words)
+        self.picker = Picker(listing, self.prompt.take_word() if listing.searchable else "")
         self.main.mount(self.picker, before=self.panel)
 
     def close_picker(self) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 from collections import deque
 from collections.abc import Callable
@@ -31,6 +32,7 @@ UNBOUND = (
     "f7",
 )  # Textual's text area binds them; the window or the user does so here
 _NUM_SENT = 4  # prompts that may still be returned
+_LIST_SECONDS = 1.0  # after a command or a key of the window: what is typed until its list opens may be for that
 
 
 def _is_text(typed: str) -> bool:
@@ -120,6 +122,8 @@ class Prompt(TextArea):
         self.completer = Completer(self, self.files, self.put)
         self._pastes = Pastes()
         self._sent: deque[tuple[str, str, dict[str, str]]] = deque(maxlen=_NUM_SENT)  # as sent, as typed, its pastes
+        self.clock = time.monotonic
+        self._asked = ("", float("-inf"))  # the text when a command or a key of the window was given, and when
         self._returned = ("", "")  # the text put back last: as sent, as shown here
 
     def put(self, text: str) -> None:
@@ -148,6 +152,15 @@ class Prompt(TextArea):
         returned, before = self._returned
         if returned in (text, as_typed(text)) and self.text.startswith(before):
             self.put(self.text[len(before) :].lstrip("\n"))
+
+    def take_word(self) -> str:
+        """Remove and return the word typed since a command or a key of the window a moment ago, "" if there is none."""
+        before, at = self._asked
+        word = self.text.removeprefix(before)
+        if not (self.text.startswith(before) and word.isalnum() and self.clock() - at < _LIST_SECONDS):
+            return ""
+        self.put(before)
+        return word
 
     # -- sending -----------------------------------------------------------------------------------------
 
@@ -185,6 +198,7 @@ class Prompt(TextArea):
         self._sent.append((sent, text, self._pastes.clear()))
         self.completer.reset()
         self.put("")  # here, not in the app: the next key may be in the queue already
+        self._asked = ("", self.clock() if completion.is_command(text) else float("-inf"))
 
     # -- actions -----------------------------------------------------------------------------------------
 
@@ -254,6 +268,8 @@ class Prompt(TextArea):
             if bound.node is self and (bound.binding.id or "").startswith("prompt."):
                 await self.run_action(bound.binding.action)
                 return True
+            if bound.node is not self:  # of the window: it may open a list
+                self._asked = (self.text, self.clock())
         elif typed and not event.is_printable and _is_text(typed):
             self._replace_via_keyboard(typed, *self.selection)
             return True
