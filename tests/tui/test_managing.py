@@ -14,7 +14,7 @@ from mlxkv.config import Folders, Settings
 from mlxkv.events import TurnFinished
 from mlxkv.protocol.branch_names import Departure
 from mlxkv.protocol.commands import DeleteChat, Edit, ExportChat, ListChats, LoadModel, OpenChat, RenameChat, Rewind
-from mlxkv.protocol.events import ChatList, ChatOpened
+from mlxkv.protocol.events import ChatOpened
 from mlxkv.protocol.status import ChatSummary
 from mlxkv.tui.state.lists.chat_list import group_text, listed_as, sidebar_entries
 from mlxkv.tui.state.lists.choice_lists import chats_list
@@ -116,14 +116,14 @@ async def test_a_word_typed_before_the_list_opens_is_searched_for(draft: str) ->
 @pytest.mark.parametrize(("typed", "later"), [("what is a ring", 0.0), ("ring", 9.0)])
 async def test_a_draft_is_no_search_word(typed: str, later: float) -> None:
     async with window(FakeEngine(manual=True)) as w:
-        w.engine.say([ChatOpened(None, "")])
-        await w.ask("/resume")
-        w.app.prompt.put(typed)
-        now = w.app.prompt.clock() + later
-        w.app.prompt.clock = lambda: now
-        w.engine.say([ChatList(CHATS)])
-        await w.until(lambda: w.app.chat.picker is not None)
-        assert w.app.prompt.text == typed
+        prompt, now = w.app.prompt, 0.0
+        prompt.clock = lambda: now
+        prompt.put("/resume")
+        prompt.action_send()
+        prompt.put(typed)
+        now = later
+        assert prompt.take_word() == ""
+        assert prompt.text == typed
 
 
 @pytest.mark.slow

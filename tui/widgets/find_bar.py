@@ -11,6 +11,7 @@ from textual.events import Key
 from textual.widgets import Input, Static
 
 from mlxkv.text.clean import clean
+from mlxkv.tui.widgets.own_keys import own_action
 
 
 class FindInput(Input):
@@ -19,11 +20,11 @@ class FindInput(Input):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+f", "select_all", "Search anew", id="find.new")]
 
     async def _on_key(self, event: Key) -> None:
-        bound = None if event.is_printable else self.screen.active_bindings.get(event.key)
-        if bound is not None and bound.node is self and bound.binding.action.startswith(("delete_", "cursor_")):
+        action = None if event.is_printable else own_action(self, event.key)
+        if action is not None and action.startswith(("delete_", "cursor_")):
             event.stop()
             event.prevent_default()
-            await self.run_action(bound.binding.action)
+            await self.run_action(action)
         else:
             await super()._on_key(event)
 

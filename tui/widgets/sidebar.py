@@ -20,6 +20,7 @@ from textual.widgets.option_list import Option
 
 from mlxkv.protocol.status import ChatSummary
 from mlxkv.tui.state.lists.chat_list import Entry, listed_as, sidebar_entries
+from mlxkv.tui.widgets.own_keys import own_action
 
 WIDTH = 31  # with its rule at the right
 KEYS = "⏎ open · r rename · d delete · x export · / search · esc"
@@ -152,7 +153,7 @@ class Sidebar(Vertical):
 
     def on_key(self, event: Key) -> None:
         if self._words is None:
-            bound = self._own_keys.get(event.key)
+            bound = own_action(self, event.key)
             if bound == "search":  # here: the letters that follow may arrive before a binding's action has run
                 self.action_search()
             elif event.is_printable and event.character and bound is None:
@@ -173,11 +174,6 @@ class Sidebar(Vertical):
         event.stop()
         event.prevent_default()
         self._fill()
-
-    @property
-    def _own_keys(self) -> dict[str, str]:
-        """The actions of its keys."""
-        return {key: bound.binding.action for key, bound in self.screen.active_bindings.items() if bound.node is self}
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Disable the commands while words are typed."""

@@ -25,6 +25,7 @@ from mlxkv.tui.state.transcript.forgetting import Rule
 from mlxkv.tui.widgets.line_layout import LineLayout
 from mlxkv.tui.widgets.line_painter import LinePainter
 from mlxkv.tui.widgets.line_view import LineView
+from mlxkv.tui.widgets.own_keys import own_action
 from mlxkv.tui.widgets.search import Finder
 
 Action = Literal["copy", "copy_code", "edit", "retry", "fork", "older", "newer", "find"]
@@ -241,7 +242,7 @@ class Transcript(Vertical, can_focus=False):
 
     def on_key(self, event: Key) -> None:
         """Any other letter leaves the cursor and is typed into the prompt."""
-        bound = None if self.cursor is None else self._own_keys.get(event.key)
+        bound = None if self.cursor is None else own_action(self, event.key)
         if bound == "request('find')":  # here: letters that follow may arrive before a binding's action has run
             self.action_request("find")
         elif event.is_printable and event.character and bound is None:
@@ -250,11 +251,6 @@ class Transcript(Vertical, can_focus=False):
             return
         event.stop()
         event.prevent_default()
-
-    @property
-    def _own_keys(self) -> dict[str, str]:
-        """The actions of its keys."""
-        return {key: bound.binding.action for key, bound in self.screen.active_bindings.items() if bound.node is self}
 
     def on_blur(self, event: Blur) -> None:
         if self.cursor is not None:
