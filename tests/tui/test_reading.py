@@ -311,6 +311,29 @@ async def test_a_search_that_finds_something_beyond_the_right_edge() -> None:
 
 
 @pytest.mark.slow
+async def test_a_letter_after_the_key_is_no_command_of_the_message_cursor() -> None:
+    async with window(FakeEngine(manual=True)) as w:
+        await chat(w, "one", "two")
+        await w.pilot.press("alt+up")
+        await w.until(lambda: w.app.focused is w.app.transcript)
+        w.app.transcript.on_key(Key("slash", "/"))
+        w.app.transcript.on_key(Key("e", "e"))
+        await w.until(lambda: w.app.query(FindInput) and w.app.query_one(FindInput).value == "e")
+
+
+@pytest.mark.slow
+async def test_letters_before_and_after_the_search_line_has_the_focus_make_one_word() -> None:
+    async with window(FakeEngine(manual=True)) as w:
+        await chat(w, "one", "two")
+        w.app.chat.open_find_bar()
+        assert w.app.prompt.goes_elsewhere("t")
+        await w.until(lambda: isinstance(w.app.focused, FindInput))
+        await w.pilot.press("w", "o")
+        await w.until(lambda: "1/1" in w.screen())
+        assert w.app.query_one(FindInput).value == "two"
+
+
+@pytest.mark.slow
 async def test_keys_of_the_search_line_keep_their_order() -> None:
     """All in one burst, as over a slow line: letters overtook backspaces."""
     async with window(FakeEngine(manual=True)) as w:

@@ -64,10 +64,11 @@ class FindBar(Horizontal):
         self.input.focus()
 
     def on_descendant_focus(self) -> None:
-        self.is_opening = False
+        self.is_opening, self.input.select_on_focus = False, True
 
     def type(self, text: str) -> None:
         """Take what was typed while it opens."""
+        self.input.select_on_focus = False  # the next letter would replace these
         self.input.value += text
         self.input.cursor_position = len(self.input.value)
 

@@ -245,6 +245,7 @@ class Transcript(Vertical, can_focus=False):
         bound = None if self.cursor is None else own_action(self, event.key)
         if bound == "request('find')":  # here: letters that follow may arrive before a binding's action has run
             self.action_request("find")
+            self.action_leave_cursor()  # or the next letter would be a command here
         elif event.is_printable and event.character and bound is None:
             self.action_leave_cursor(event.character)
         else:
